@@ -1,0 +1,352 @@
+"""What a setting is: the tree of typed, bounded settings that a configuration dataclass describes.
+
+A dataclass declares its fields with :func:`setting`; from that come the dotted keys, the range checks, the
+"did you mean" of a misspelt key and the comments of ``params.yaml``. Nothing here knows this project's settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from ayf_core.errors import AyfError
+
+
+def setting(
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    default: Any = dataclasses.MISSING,
+) -> Any:
+    """A dataclass field with its meaning and its range; for a list, the range holds for every item.
+
+    ``default`` is for settings that cannot change a result (the runtime's); science settings have none.
+    """
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+        "below": below,
+    }
+    return dataclasses.field(metadata=metadata, default=default, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of the tree: ``key`` is dotted, ``kind`` the type of the value or of a list's items."""
+
+    key: str
+    kind: type
+    is_list: bool
+    nullable: bool
+    required: bool
+    help: str
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def allowed(self) -> str:
+        """The allowed values in words: ``a number, above 0 and at most 1``."""
+        if self.choices:
+            text = "one of " + ", ".join(self.choices)
+        else:
+            text = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[self.kind]
+            limits = [
+                f"{words} {number(limit)}"
+                for words, limit in (
+                    ("at least", self.at_least),
+                    ("above", self.above),
+                    ("at most", self.at_most),
+                    ("below", self.below),
+                )
+                if limit is not None
+            ]
+            text = " ".join([text, " and ".join(limits)]).strip()
+        if self.is_list:
+            text = f"a list without repetition, each {text}"
+        return f"{text}, or null" if self.nullable else text
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value of the right type lies in the range."""
+        if value is None:
+            return self.nullable
+        if self.is_list:
+            items = list(value)
+            return (
+                bool(items) and len(set(items)) == len(items) and all(self._item_fits(item) for item in items)
+            )
+        return self._item_fits(value)
+
+    def _item_fits(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        if self.kind is str:
+            return bool(value)
+        if self.kind is bool:
+            return True
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+
+@cache
+def settings_of(schema: type) -> Mapping[str, Setting]:
+    """Every leaf of a configuration dataclass by its dotted key, in the order of declaration."""
+    found: dict[str, Setting] = {}
+    hints = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            for key, leaf in settings_of(typing.cast(type, hint)).items():
+                found[f"{field.name}.{key}"] = dataclasses.replace(leaf, key=f"{field.name}.{key}")
+            continue
+        kind, nullable = _without_none(hint)
+        is_list = typing.get_origin(kind) is list
+        found[field.name] = Setting(
+            key=field.name,
+            kind=typing.get_args(kind)[0] if is_list else kind,
+            is_list=is_list,
+            nullable=nullable,
+            required=field.default is dataclasses.MISSING,
+            **field.metadata,
+        )
+    return found
+
+
+def groups_of(schema: type) -> set[str]:
+    """The dotted keys that hold other settings: ``distill``, ``distill.emd``, ..."""
+    return {
+        key.rsplit(".", depth)[0] for key in settings_of(schema) for depth in range(1, key.count(".") + 1)
+    }
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0], len(kinds) < len(typing.get_args(hint))
+    return hint, False
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that the given one most likely meant, or None where nothing is near.
+
+    A dotted key is compared whole and, more leniently, by its last part within the same group.
+    """
+    known = list(known)
+    group, _, name = word.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == group}
+    by_name = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
+    if by_name:
+        return siblings[by_name[0]]
+    anywhere = [key for key in known if key.rpartition(".")[2] == name] if name else []
+    whole = difflib.get_close_matches(word, anywhere or known, n=1, cutoff=0.0 if anywhere else 0.5)
+    return whole[0] if whole else None
+
+
+def unknown_key(key: str, schema: type) -> str:
+    """The line that names an unknown key and the nearest valid one."""
+    guess = nearest(key, [*settings_of(schema), *groups_of(schema)])
+    remedy = f"did you mean {guess}?" if guess else "see the keys in params.yaml"
+    return f"unknown setting {key}: {remedy}"
+
+
+def out_of_range(leaf: Setting, value: Any) -> str:
+    """The line that says what a setting holds, what it may hold and what to do."""
+    guess = nearest(value, leaf.choices) if leaf.choices and isinstance(value, str) else None
+    hint = f" (did you mean {guess}?)" if guess else ""
+    return f"{leaf.key} = {literal(value)}: must be {leaf.allowed()}{hint}; change it to such a value"
+
+
+def range_problems(values: Mapping[str, Any], schema: type) -> list[str]:
+    """A line for each leaf of ``values`` (plain nested mappings, types already right) outside its range."""
+    lines = []
+    for key, leaf in settings_of(schema).items():
+        value = subtree(values, key)
+        if not leaf.accepts(value):
+            lines.append(out_of_range(leaf, value))
+    return lines
+
+
+def subtree(values: Mapping[str, Any], key: str) -> Any:
+    """The part of nested mappings at a dotted key.
+
+    Raises:
+        AyfError: there is no such key; names it and the nearest one beside it.
+    """
+    part: Any = values
+    passed: list[str] = []
+    for name in key.split("."):
+        if not isinstance(part, Mapping) or name not in part:
+            beside = [".".join([*passed, str(other)]) for other in part] if isinstance(part, Mapping) else []
+            guess = nearest(".".join([*passed, name]), beside)
+            raise AyfError(f"no setting {key}" + (f": did you mean {guess}?" if guess else ""))
+        part = part[name]
+        passed.append(name)
+    return part
+
+
+def number(value: float) -> str:
+    """A number as YAML 1.1 and 1.2 both read it back, exactly: 1e-05 would be text to a YAML 1.1 reader."""
+    if isinstance(value, int):
+        return str(value)
+    if math.isnan(value) or math.isinf(value):
+        return ".nan" if math.isnan(value) else (".inf" if value > 0 else "-.inf")
+    if value != 0 and not 1e-3 <= abs(value) < 1e15:
+        digits = repr(value) if "e" in repr(value) else _scientific(value)
+        mantissa, exponent = digits.split("e")
+        return f"{mantissa if '.' in mantissa else mantissa + '.0'}e{int(exponent):+d}"
+    return repr(value)
+
+
+def _scientific(value: float) -> str:
+    # The fewest digits that still give the same float.
+    return next(text for text in (f"{value:.{digits}e}" for digits in range(1, 18)) if float(text) == value)
+
+
+def literal(value: Any) -> str:
+    """A leaf's value as one line of YAML; Hydra's command line reads the same text."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return number(value)
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(literal(item) for item in value) + "]"
+    if not isinstance(value, str):
+        return repr(value)
+    try:
+        plain = yaml.safe_load(f"[{value}]") == [value] and _plain(value)
+    except yaml.YAMLError:
+        plain = False
+    return value if plain else "'" + value.replace("'", "''") + "'"
+
+
+def _plain(text: str) -> bool:
+    return bool(text) and all(character.isalnum() or character in "_-./" for character in text)
+
+
+class Document:
+    """A YAML file of settings with the line of every key, read without interpreting the values.
+
+    Raises:
+        AyfError: the text is not YAML, or not a mapping, naming the file and the line.
+    """
+
+    def __init__(self, text: str, name: str) -> None:
+        self.name = name
+        self.lines: dict[str, int] = {}
+        self.repeated: list[str] = []
+        self._kinds: dict[str, str] = {}
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark else ""
+            what = getattr(error, "problem", None) or "not readable as text"
+            raise AyfError(f"{name}{line}: not valid YAML ({what}); mend that line") from error
+        if node is None:
+            return
+        if not isinstance(node, yaml.MappingNode):
+            raise AyfError(f"{name}, line {node.start_mark.line + 1}: must hold `key: value` lines")
+        self._visit(node, "")
+
+    def _visit(self, mapping: yaml.MappingNode, prefix: str) -> None:
+        for name, value in mapping.value:
+            key = f"{prefix}{name.value}"
+            if key in self.lines:
+                self.repeated.append(key)
+            self.lines[key] = name.start_mark.line + 1
+            if isinstance(value, yaml.MappingNode):
+                self._kinds[key] = "group"
+                self._visit(value, f"{key}.")
+            elif value.tag == "tag:yaml.org,2002:null":
+                self._kinds[key] = "null"
+            elif isinstance(value, yaml.ScalarNode) and "${" in value.value:
+                self._kinds[key] = "reference"
+            else:
+                self._kinds[key] = "value"
+
+    def where(self, key: str) -> str:
+        """``file:line`` of a key, or the file alone where the key does not stand in it."""
+        return f"{self.name}:{self.lines[key]}" if key in self.lines else self.name
+
+    def shape_problems(self, schema: type) -> list[str]:
+        """Lines for unknown, repeated, missing and empty keys, and for references (values are written out)."""
+        leaves, groups = settings_of(schema), groups_of(schema)
+        problems = [f"{self.where(key)}: {key} stands twice; delete one" for key in self.repeated]
+        unknown: list[str] = []
+        for key, kind in self._kinds.items():
+            if any(key.startswith(f"{other}.") for other in unknown):
+                continue
+            if key not in leaves and key not in groups:
+                unknown.append(key)
+                problems.append(f"{self.where(key)}: {unknown_key(key, schema)}")
+            elif key in groups and kind != "group":
+                problems.append(
+                    f"{self.where(key)}: {key} must be a group of settings ({self._inside(key, leaves)})"
+                )
+            elif key in leaves and kind == "group":
+                unknown.append(key)
+                problems.append(f"{self.where(key)}: {key} must be a single value: {leaves[key].allowed()}")
+            elif kind == "null" and not leaves[key].nullable:
+                problems.append(f"{self.where(key)}: {key} has no value: give it {leaves[key].allowed()}")
+            elif kind == "reference":
+                problems.append(
+                    f"{self.where(key)}: {key} refers to another value with ${{...}}; write the value out"
+                )
+        absent: list[str] = []
+        for key, leaf in leaves.items():
+            if key in self.lines or not leaf.required or self._reported_above(key, groups, absent):
+                continue
+            parent = next(
+                (
+                    key.rsplit(".", depth)[0]
+                    for depth in range(key.count("."), 0, -1)
+                    if key.rsplit(".", depth)[0] not in self.lines
+                ),
+                None,
+            )
+            if parent is not None:
+                absent.append(parent)
+                problems.append(
+                    f"{self.name}: the group {parent} is missing ({self._inside(parent, leaves)}); add it"
+                )
+            else:
+                problems.append(f"{self.name}: {key} is missing: add it, {leaf.allowed()}")
+        return problems
+
+    def _reported_above(self, key: str, groups: set[str], absent: list[str]) -> bool:
+        # A missing or malformed group was already named: its members need no line each.
+        return any(
+            key.startswith(f"{group}.") and (group in absent or self._kinds.get(group, "group") != "group")
+            for group in groups
+        )
+
+    @staticmethod
+    def _inside(group: str, leaves: Mapping[str, Setting]) -> str:
+        names = dict.fromkeys(
+            key[len(group) + 1 :].split(".")[0] for key in leaves if key.startswith(f"{group}.")
+        )
+        return ", ".join(names)
