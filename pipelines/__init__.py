@@ -1,1 +1,1 @@
-"""The experiment platform around :mod:`ayf_core`: settings, stages, execution, tracking and the command line."""
+"""The experiment platform around :mod:`ayf_core`: settings, stages, execution, tracking, commands."""

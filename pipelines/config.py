@@ -4,6 +4,8 @@
 :func:`load_config` reads and checks the file before any work; :func:`load_runtime` reads ``conf/runtime/``.
 """
 
+# ruff: noqa: RUF009  (`setting` is dataclasses.field with a meaning and a range; it builds nothing to share)
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 PARAMS_FILE = "params.yaml"
 
 
-# --------------------------------------------------------------------------------------------- science settings
+# --- science settings -------------------------------------------------------------------------------
 
 
 @dataclass
@@ -80,6 +82,7 @@ class Network:
     depth: int = setting("number of blocks", at_least=1)
     heads: int = setting("attention heads (dit)", at_least=1)
     patch_size: int = setting("side of a patch of latents (dit)", at_least=1)
+    activation: str = setting("non-linearity (mlp)", choices=("silu", "relu", "gelu"))
 
 
 @dataclass
@@ -181,7 +184,7 @@ class Config:
         return dataclasses.asdict(self)
 
 
-# ---------------------------------------------------------------------------------- settings that must agree
+# --- settings that must agree -----------------------------------------------------------------------
 
 
 def disagreements(config: Config) -> list[str]:
@@ -226,7 +229,7 @@ def _network_disagreements(config: Config) -> Iterator[str]:
         side = None
     if side is not None and side % 2**levels:
         yield (
-            f"codec.channels = {settings.literal(codec.channels)}: halves the image side {side} {levels} times; "
+            f"codec.channels = {settings.literal(codec.channels)}: halves the side {side} {levels} times; "
             f"name fewer levels or set data.image_size to a multiple of {2**levels}"
         )
         side = None
@@ -255,8 +258,8 @@ def _training_disagreements(config: Config) -> Iterator[str]:
         training: Training = _member(config, key)
         if training.warmup_steps >= training.steps:
             yield (
-                f"{key}.warmup_steps = {training.warmup_steps}: must be below {key}.steps = {training.steps}; "
-                "lower it or train longer"
+                f"{key}.warmup_steps = {training.warmup_steps}: must be below "
+                f"{key}.steps = {training.steps}; lower it or train longer"
             )
         if training.ema_std not in training.ema_stds:
             yield (
@@ -286,8 +289,9 @@ def _guidance_disagreements(config: Config) -> Iterator[str]:
         ]
         if outside:
             yield (
-                f"evaluation.guidance_scales = {settings.literal(config.evaluation.guidance_scales)}: the student "
-                f"learns scales from {low} to {high} only; drop {settings.literal(outside)} or widen distill.guidance"
+                f"evaluation.guidance_scales = {settings.literal(config.evaluation.guidance_scales)}: "
+                f"the student learns scales from {low} to {high} only; drop {settings.literal(outside)} "
+                "or widen distill.guidance"
             )
     if guidance.kind == "classifier_free" and config.teacher.label_dropout == 0:
         yield (
@@ -312,7 +316,7 @@ def _member(config: Any, key: str) -> Any:
     return config
 
 
-# ------------------------------------------------------------------------------------------------- reading
+# --- reading ----------------------------------------------------------------------------------------
 
 
 def load_config(root: Path) -> Config:
@@ -445,7 +449,7 @@ def config_subtree(config: Mapping[str, Any], key: str) -> Any:
     return settings.subtree(config, key)
 
 
-# ------------------------------------------------------------------------------------------------- runtime
+# --- runtime ----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -500,7 +504,7 @@ def _typed_runtime(path: Path, document: settings.Document) -> RuntimeConfig:
             OmegaConf.merge(OmegaConf.structured(RuntimeConfig), OmegaConf.load(path))
         )
     except OmegaConfBaseException as error:
-        leaf = known[error.full_key] if error.full_key in known else None
+        leaf = known.get(error.full_key or "")
         line = f"{leaf.key}: must be {leaf.allowed()}; change it" if leaf else " ".join(str(error).split())
         raise AyfError(_located(document, line)) from error
     assert isinstance(runtime, RuntimeConfig)

@@ -1,7 +1,7 @@
 """Writing ``params.yaml`` from presets and overrides, and saying how it differs from a preset.
 
-The file is a function of its values and of the preset its header names: writing the same settings twice gives the
-same bytes, with the comments that the dataclasses of :mod:`pipelines.config` declare.
+The file is a function of its values and of the preset its header names: writing the same settings twice gives
+the same bytes, with the comments that the dataclasses of :mod:`pipelines.config` declare.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def render(root: Path, config: Config, preset: str) -> str:
     for change in differences(from_preset(root, preset), config):
         command.append(shlex.quote(f"{change.key}={change.after.replace(', ', ',')}"))
     header = [
-        "# Every setting of the experiment: stages read this file, DVC tracks it. Edit it, or use `ayf params set`.",
+        "# Every setting of the experiment. Stages read it, DVC tracks it. Edit it, or use `ayf params set`.",
         "# Starting point and what was changed since:",
         "#   " + " ".join(command),
     ]

@@ -1,7 +1,7 @@
 """What a setting is: the tree of typed, bounded settings that a configuration dataclass describes.
 
 A dataclass declares its fields with :func:`setting`; from that come the dotted keys, the range checks, the
-"did you mean" of a misspelt key and the comments of ``params.yaml``. Nothing here knows this project's settings.
+"did you mean" of a misspelt key and the comments of ``params.yaml``. Nothing here knows this project's own.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ class Document:
         return f"{self.name}:{self.lines[key]}" if key in self.lines else self.name
 
     def shape_problems(self, schema: type) -> list[str]:
-        """Lines for unknown, repeated, missing and empty keys, and for references (values are written out)."""
+        """Lines for unknown, repeated, missing and empty keys, and for references to other values."""
         leaves, groups = settings_of(schema), groups_of(schema)
         problems = [f"{self.where(key)}: {key} stands twice; delete one" for key in self.repeated]
         unknown: list[str] = []
