@@ -1,0 +1,62 @@
+# One command each for everything a person does here. `make` alone lists them.
+#
+#   PYTHON=python3.12 make test      another interpreter (3.11 or newer)
+#   VENV=/tmp/ayf make test          another place for the environment
+#   make test ARGS="-k flow_map"     arguments for the tool that runs
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
+STAMP := $(VENV)/.installed
+# Stages are started as `python -m pipelines ...`: the environment's Python has to come first.
+RUN := PATH="$(BIN):$$PATH" VIRTUAL_ENV="$(BIN:/bin=)" PYTHONNOUSERSITE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test lint format ui bench clean
+
+help: ## list these commands
+	@echo "make TARGET, where TARGET is"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+
+install: $(STAMP) ## build the environment in .venv (the other commands do it by themselves)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+	  echo "There is no '$(PYTHON)' here: install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "'$(PYTHON)' is $$("$(PYTHON)" --version 2>&1): Python 3.11 or newer is needed. Name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make environments: install its venv module (Debian, Ubuntu: apt-get install python3-venv)"; exit 1; }
+	@echo "Building the environment in $(VENV) (some minutes the first time) ..."
+	@"$(PYTHON)" -m venv "$(VENV)"
+	@"$(BIN)/python" -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable ".[platform,dev]"
+	@touch "$@"
+
+repro: $(STAMP) ## run the whole chain: data, teacher, distillation, evaluation, report
+	@$(RUN) dvc repro $(ARGS)
+
+test: $(STAMP) ## run the tests
+	@$(RUN) python -m pytest $(ARGS)
+
+lint: $(STAMP) ## check style (ruff), types (mypy) and the direction of imports (import-linter)
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+	@$(RUN) lint-imports
+
+format: $(STAMP) ## rewrite the code in the project's style
+	@$(RUN) ruff check --fix-only .
+	@$(RUN) ruff format .
+
+ui: $(STAMP) ## open the MLflow pages of all runs
+	@$(RUN) ayf ui $(ARGS)
+
+bench: $(STAMP) ## run the benchmarks, each against a named baseline
+	@set -e; for file in benchmarks/[a-z]*.py; do \
+	  [ -e "$$file" ] || { echo "There are no benchmarks here yet."; exit 1; }; \
+	  echo "== $$file"; $(RUN) python "$$file" $(ARGS); done
+
+clean: ## remove scratch, outputs and tool caches (keeps .venv, the MLflow store and DVC's cache)
+	rm -rf runs models reports data/latents build dist ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -1,0 +1,68 @@
+"""What every test starts from: one torch thread, nobody's own settings, no MLflow store but its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+# Set before torch is imported, so that subprocesses and Ray workers inherit it: the networks of the tests are
+# so small that more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("DVC_NO_ANALYTICS", "true")
+
+import pytest
+import torch
+
+# Settings with which a shell, DVC or Slurm would change what a stage does or where it writes.
+_FOREIGN_SETTINGS = (
+    "AYF_RUNTIME",
+    "DVC_ROOT",
+    "DVC_STAGE",
+    "MLFLOW_EXPERIMENT_ID",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_RUN_ID",
+    "RAY_ADDRESS",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread in this process too, whatever OMP_NUM_THREADS was."""
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run."""
+    lacking = {
+        "gpu": None if torch.cuda.is_available() else "no CUDA device here",
+        "slurm": None if shutil.which("sbatch") else "no Slurm here (sbatch not found)",
+        "browser": None
+        if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+        else "no headless browser here",
+    }
+    for item in items:
+        for marker, reason in lacking.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def no_foreign_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A test that names no MLflow store gets one of its own, never the person's or the repository's."""
+    for name in _FOREIGN_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'stray-mlflow.db'}")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded source of noise."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The root of the repository."""
+    return Path(__file__).resolve().parent.parent
