@@ -1,0 +1,131 @@
+"""What a person sees while a stage trains: one tidy bar, or a line every tenth where the output is not a terminal."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_RATE_WINDOW = 50
+"""Records the shown rate is averaged over: steady, yet it follows a machine that becomes busy."""
+
+
+class TrainingProgress:
+    """Shows notes ("starting Ray") and then the records of a metrics file; a context manager."""
+
+    def __init__(self, name: str, console: Console | None = None) -> None:
+        self._name = name
+        self._console = console or Console()
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_RATE_WINDOW)
+        self._last: Mapping | None = None
+        self._first: Mapping | None = None
+        self._tenths_said = 0
+        self._note = ""
+        self._live = self._console.is_terminal
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._bar = Progress(*columns, console=self._console, disable=not self._live)
+        self._task = self._bar.add_task(name, total=None, figures="")
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        if error is None and self._last is not None:
+            self._summarise()
+
+    def note(self, text: str) -> None:
+        """Say what is being waited for, before the first step."""
+        if text == self._note:
+            return
+        self._note = text
+        if self._live:
+            self._bar.update(self._task, description=f"{self._name}: {text}" if text else self._name)
+        elif text:
+            self._say(text)
+
+    def update(self, records: Sequence[Mapping]) -> None:
+        """Show new records of a metrics file (in the order they were written)."""
+        for record in records:
+            if self._recent and record["step"] <= self._recent[-1][0]:
+                self._recent.clear()  # a worker failed and steps are trained again
+            self._recent.append((record["step"], record["time"]))
+            self._first = self._first or record
+            self._last = record
+        if self._last is None:
+            return
+        step, total = self._last["step"], self._last["total"]
+        if self._live:
+            self._note = ""
+            self._bar.update(
+                self._task, description=self._name, completed=step, total=total, figures=self._figures()
+            )
+        elif total and step * 10 // total > self._tenths_said and step < total:
+            self._tenths_said = step * 10 // total
+            self._say(f"step {step:,} of {total:,}, {self._figures()}{self._time_left()}")
+
+    def _figures(self) -> str:
+        parts = []
+        loss = _loss(self._last["metrics"]) if self._last else None
+        if loss is not None:
+            parts.append(f"loss {loss:.4g}")
+        rate = self._rate()
+        if rate:
+            parts.append(f"{rate:.3g} steps/s")
+        return ", ".join(parts)
+
+    def _rate(self) -> float | None:
+        if len(self._recent) < 2:
+            return None
+        (first_step, first_time), (last_step, last_time) = self._recent[0], self._recent[-1]
+        return (last_step - first_step) / (last_time - first_time) if last_time > first_time else None
+
+    def _time_left(self) -> str:
+        rate = self._rate()
+        if not rate or self._last is None:
+            return ""
+        return f", {_duration((self._last['total'] - self._last['step']) / rate)} left"
+
+    def _summarise(self) -> None:
+        assert self._last is not None
+        assert self._first is not None
+        figures = self._figures()
+        took = _duration(self._last["time"] - self._first["time"])
+        self._say(f"{self._last['step']:,} steps in {took}{', ' + figures if figures else ''}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"{self._name}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _loss(metrics: Mapping[str, float]) -> float | None:
+    """`loss` itself, or the first metric of that family (`loss/...`)."""
+    for name, value in metrics.items():
+        if name == "loss" or name.startswith("loss/"):
+            return metrics.get("loss", value)
+    return None
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
