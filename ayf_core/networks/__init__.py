@@ -1,0 +1,33 @@
+"""Networks for the mean velocity F(x, t, s | label, λ), and the adversarial finish's discriminators."""
+
+from torch import nn
+
+from ayf_core.networks.dit import DiT
+from ayf_core.networks.mlp import MLP
+from ayf_core.networks.spec import NetworkSpec
+
+__all__ = ["DiT", "MLP", "NetworkSpec", "build_network", "copy_shared_weights"]
+
+NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "mlp": MLP}
+
+
+def build_network(spec: NetworkSpec) -> nn.Module:
+    """A freshly initialised network; draws from torch's global generator."""
+    return NETWORKS[spec.kind](spec)
+
+
+def copy_shared_weights(source: nn.Module, target: nn.Module) -> None:
+    """Start `target` (a flow map's network) from `source` (its teacher's).
+
+    Everything the teacher has is copied; what only the target has (the embeddings of the interval and of the
+    guidance scale) keeps its zero-initialised output, so both give the same velocity at the start.
+
+    Raises:
+        RuntimeError: if the teacher has a weight that the target lacks, or of another shape.
+    """
+    missing, unexpected = target.load_state_dict(source.state_dict(), strict=False)
+    if unexpected:
+        raise RuntimeError(f"the target network has no place for {unexpected}")
+    extra = {name.split(".")[0] for name in missing}
+    if not extra <= {"interval", "guidance"}:
+        raise RuntimeError(f"the source network lacks {sorted(extra - {'interval', 'guidance'})}")

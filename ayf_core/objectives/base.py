@@ -1,0 +1,36 @@
+"""What a training loop needs of an objective."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ayf_core.randomness import StepRandom
+
+
+class Batch(NamedTuple):
+    """Training samples: x [B, *D], labels [B]."""
+
+    x: Float[Tensor, "batch *dims"]
+    labels: Int[Tensor, " batch"]
+
+
+@dataclass
+class Loss:
+    """A scalar to descend, and what is worth logging (tensors, so that a step need not wait for the device)."""
+
+    value: Float[Tensor, ""]
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """A loss for one batch.
+
+    `network` may be wrapped for data-parallel training. With `monitor` the objective adds its diagnostics to the
+    metrics, which may cost extra evaluations: the loop asks for them only on steps that are logged.
+    """
+
+    def __call__(
+        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
+    ) -> Loss: ...

@@ -1,0 +1,30 @@
+"""AYF-LMD: Lagrangian map distillation (AYF, arXiv 2506.14603, theorem on the Lagrangian objective)."""
+
+from torch import nn
+
+from ayf_core.interpolants import expand
+from ayf_core.objectives.base import Batch, Loss
+from ayf_core.objectives.distillation import Distillation, tangent_loss
+from ayf_core.randomness import StepRandom
+from ayf_core.tangents import lagrangian_direction, value_and_derivative
+
+
+class LagrangianDistillation(Distillation):
+    """The end of a jump must move with the teacher's velocity there when its target time moves.
+
+    d f / ds = F + (s - t) dF/ds = v(f, s), with dF/ds along (0, 0, 1) and the teacher asked at the predicted
+    point. In F form, for s < t, F moves towards v(f, s) + r (t - s) dF/ds: the raw tangent is
+    g = (F - v(f, s)) - r (t - s) dF/ds.
+    """
+
+    def __call__(
+        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
+    ) -> Loss:
+        point = self.draw(batch, random)
+        value, derivative = value_and_derivative(network, point, lagrangian_direction(point), self.tangent.backend)
+        interval = expand(point.t - point.s, derivative)
+        predicted = point.x - interval * value.detach()
+        velocity = self.velocity(predicted, point.s, point)
+        tangent = (value.detach() - velocity) - self.tangent.warmup(step) * interval * derivative
+        loss, finite = tangent_loss(value, tangent, self.weight(point), self.tangent)
+        return Loss(loss, self.report(network, point, tangent, derivative, finite, monitor, step))

@@ -1,0 +1,177 @@
+"""The one derivative engine: d/dt and d/ds of a mean velocity F(x, t, s) along a trajectory.
+
+Both continuous-time objectives need F with gradients for the parameters and one directional derivative of F
+without: the Eulerian one along (dx, dt, ds) = (v, 1, 0), the Lagrangian one along (0, 0, 1). Back ends:
+
+- `split` (default): an ordinary forward pass that keeps gradients, then a forward-mode derivative without.
+  It goes through DistributedDataParallel, gradient checkpointing and a compiled forward.
+- `fused`: one forward-mode pass whose value keeps gradients. One forward cheaper, but it must call the bare
+  module: under DistributedDataParallel its gradients would silently not be synchronised, so that is refused.
+- `finite_difference`: central differences; the cheapest, accurate to about 1e-4 in float32, useless in bfloat16.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ayf_core.errors import AyfError
+from ayf_core.networks.attention import forward_mode_attention
+
+FINITE_DIFFERENCE_STEP = 5e-3
+
+
+class Point(NamedTuple):
+    """Where F is evaluated."""
+
+    x: Float[Tensor, "batch *dims"]
+    t: Float[Tensor, " batch"]
+    s: Float[Tensor, " batch"]
+    labels: Int[Tensor, " batch"] | None = None
+    guidance_scale: Float[Tensor, " batch"] | None = None
+
+
+class Direction(NamedTuple):
+    """The direction (dx, dt, ds) in which F is differentiated; labels and λ stay fixed."""
+
+    x: Float[Tensor, "batch *dims"]
+    t: Float[Tensor, " batch"]
+    s: Float[Tensor, " batch"]
+
+
+def eulerian_direction(point: Point, velocity: Tensor) -> Direction:
+    """(v, 1, 0): the starting point moves along the trajectory, the target time s stays."""
+    return Direction(velocity.to(point.x.dtype), torch.ones_like(point.t), torch.zeros_like(point.s))
+
+
+def lagrangian_direction(point: Point) -> Direction:
+    """(0, 0, 1): the starting point stays, the target time s moves."""
+    return Direction(torch.zeros_like(point.x), torch.zeros_like(point.t), torch.ones_like(point.s))
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The bare module inside DistributedDataParallel or `torch.compile`."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    return getattr(network, "_orig_mod", network)
+
+
+def _jvp(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:
+    def mean_velocity(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return network(x, t, s, point.labels, point.guidance_scale)
+
+    with forward_mode_attention():
+        return torch.func.jvp(mean_velocity, (point.x, point.t, point.s), tuple(direction))
+
+
+def split(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:
+    value = network(*point)
+    with torch.no_grad():
+        _, derivative = _jvp(unwrap(network), point, direction)
+    return value, derivative
+
+
+def fused(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:
+    if isinstance(network, DistributedDataParallel):
+        raise AyfError(
+            "tangent back end 'fused' would train without synchronising gradients across workers: "
+            "use 'split', or one worker"
+        )
+    value, derivative = _jvp(unwrap(network), point, direction)
+    return value, derivative.detach()
+
+
+def finite_difference(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:
+    value = network(*point)
+    with torch.no_grad():
+        derivative = central_difference(unwrap(network), point, direction, FINITE_DIFFERENCE_STEP)
+    return value, derivative
+
+
+def central_difference(network: nn.Module, point: Point, direction: Direction, step: float) -> Tensor:
+    """(F(p + h d) - F(p - h d)) / 2h, both evaluations with the same random state (dropout)."""
+
+    def moved(h: float) -> Tensor:
+        return network(
+            point.x + h * direction.x,
+            point.t + h * direction.t,
+            point.s + h * direction.s,
+            point.labels,
+            point.guidance_scale,
+        )
+
+    devices = [point.x.device] if point.x.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        ahead = moved(step)
+    behind = moved(-step)
+    return (ahead - behind) / (2 * step)
+
+
+BACKENDS: dict[str, Callable[[nn.Module, Point, Direction], tuple[Tensor, Tensor]]] = {
+    "split": split,
+    "fused": fused,
+    "finite_difference": finite_difference,
+}
+
+
+def value_and_derivative(
+    network: nn.Module, point: Point, direction: Direction, backend: str = "split"
+) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
+    """F with gradients for the parameters, and its directional derivative without.
+
+    Raises:
+        AyfError: for an unknown back end, or `fused` under DistributedDataParallel.
+    """
+    if backend not in BACKENDS:
+        raise AyfError(f"unknown tangent back end '{backend}': choose one of {', '.join(BACKENDS)}")
+    return BACKENDS[backend](network, point, direction)
+
+
+def self_check(
+    network: nn.Module, point: Point, direction: Direction, backend: str = "split", tolerance: float = 1e-2
+) -> float:
+    """Compare a back end on the real network with float64 central differences, on a few samples.
+
+    Args:
+        network: the network about to be trained; a copy is checked, whose all-zero layers are moved off zero.
+        point, direction: a small batch; two samples are enough.
+        tolerance: largest relative error accepted, per batch: |d - d64| / (|d64| + 1e-3 |F|).
+
+    Returns:
+        The relative error.
+
+    Raises:
+        AyfError: if the error exceeds the tolerance, or is not finite.
+    """
+    probe = copy.deepcopy(unwrap(network))
+    with torch.no_grad(), torch.random.fork_rng(devices=[point.x.device] if point.x.is_cuda else []):
+        torch.manual_seed(0)
+        for parameter in probe.parameters():
+            if not parameter.any():  # a zero-initialised layer would hide the derivative behind it
+                parameter.normal_(std=0.02)
+        value, derivative = BACKENDS[backend](probe, point, direction)
+        exact = probe.double()
+        point64 = Point(
+            point.x.double(), point.t.double(), point.s.double(), point.labels, _double(point.guidance_scale)
+        )
+        direction64 = Direction(*(part.double() for part in direction))
+        # Richardson extrapolation of two central differences: error O(h^4).
+        coarse = central_difference(exact, point64, direction64, 2e-4)
+        fine = central_difference(exact, point64, direction64, 1e-4)
+        reference = (4 * fine - coarse) / 3
+        scale = reference.norm() + 1e-3 * value.double().norm() + 1e-30
+        error = float((derivative.double() - reference).norm() / scale)
+    if not error <= tolerance:
+        raise AyfError(
+            f"tangent back end '{backend}' is off by {error:.2g} (relative) on this network, more than the tolerance "
+            f"{tolerance:g}: use another back end or raise distill.tangent.self_check_tolerance"
+        )
+    return error
+
+
+def _double(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.double()
