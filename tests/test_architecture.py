@@ -1,4 +1,4 @@
-"""What a machine can check of the architecture: what stands alone, which way imports run, what is not named."""
+"""What a machine can check of the architecture: what stands alone, where imports run, what is not named."""
 
 from __future__ import annotations
 
