@@ -62,7 +62,9 @@ class Codec:
     kind: str = setting("how data become latents", choices=("autoencoder_kl", "identity"))
     pretrained: str | None = setting("local folder or hub id: nothing is trained then")
     latent_channels: int = setting("channels of a latent", at_least=1)
-    channels: list[int] = setting("width a level; each level after the first halves the side", at_least=1)
+    channels: list[int] = setting(
+        "width a level; each level after the first halves the side", at_least=1, repeats=True
+    )
     layers_per_block: int = setting("residual layers a level", at_least=1)
     kl_weight: float = setting("weight of the KL term", at_least=0.0)
     training: Training = setting("how the codec is trained")
@@ -414,10 +416,10 @@ def _composition_problem(error: BaseException) -> str:
         key = getattr(cause, "full_key", None)
         leaf = settings.settings_of(Config).get(key.split("[")[0]) if key else None
         if leaf is not None:
-            value = getattr(cause, "value", None)
-            held = f" = {settings.literal(value)}" if value is not None else ""
-            return f"{leaf.key}{held}: must be {leaf.allowed()}; change it to such a value"
-        cause = cause.__cause__
+            held = "holds" if "[" in str(key) else "="
+            value = settings.literal(getattr(cause, "value", None))
+            return f"{leaf.key} {held} {value}: must be {leaf.allowed()}; choose such a value"
+        cause = cause.__cause__ or cause.__context__
     return " ".join(str(error).split())
 
 
@@ -505,7 +507,11 @@ def _typed_runtime(path: Path, document: settings.Document) -> RuntimeConfig:
         )
     except OmegaConfBaseException as error:
         leaf = known.get(error.full_key or "")
-        line = f"{leaf.key}: must be {leaf.allowed()}; change it" if leaf else " ".join(str(error).split())
+        line = (
+            f"{leaf.key}: must be {leaf.allowed()}; choose such a value"
+            if leaf
+            else " ".join(str(error).split())
+        )
         raise AyfError(_located(document, line)) from error
     assert isinstance(runtime, RuntimeConfig)
     problems = settings.range_problems(dataclasses.asdict(runtime), RuntimeConfig)

@@ -70,6 +70,7 @@ def changed(root: Path, overrides: Sequence[str]) -> Config:
 def _composed(root: Path, recipe: str, groups: Sequence[str], overrides: Sequence[str]) -> Config:
     for override in overrides:
         _check_override(override)
+        _check_value(override)
     config, problems = checked(compose(root, recipe, [*groups, *overrides]))
     if config is None or problems:
         more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
@@ -84,11 +85,28 @@ def _check_override(override: str) -> None:
             f"cannot read {override!r}: write a setting as key=value, e.g. teacher.training.steps=500"
         )
     key = match["key"]
+    if "${" in match["value"]:
+        raise AyfError(f"{key} would refer to another value with ${{...}}: write the value out")
     if key in settings.groups_of(Config):
         inside = [leaf for leaf in settings.settings_of(Config) if leaf.startswith(f"{key}.")]
         raise AyfError(f"{key} is a group of settings: name one of them, e.g. {inside[0]}=...")
     if key not in settings.settings_of(Config):
         raise AyfError(settings.unknown_key(key, Config))
+
+
+def _check_value(override: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        readable = not OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        readable = False
+    if not readable:
+        raise AyfError(
+            f"cannot read {override!r}: quote a text that holds commas or braces, as in \"key='a, b'\"; "
+            "a list is key=[1,2]"
+        )
 
 
 def write(root: Path, config: Config, preset: str) -> Path:
@@ -127,13 +145,22 @@ def render(root: Path, config: Config, preset: str) -> str:
     """The text of ``params.yaml``: a header with the command that gives it, every value, short comments."""
     command = ["ayf params use", f"preset={preset}"]
     for change in differences(from_preset(root, preset), config):
-        command.append(shlex.quote(f"{change.key}={change.after.replace(', ', ',')}"))
+        value = settings.subtree(config.to_dict(), change.key)
+        command.append(shlex.quote(f"{change.key}={_hydra_literal(value)}"))
     header = [
         "# Every setting of the experiment. Stages read it, DVC tracks it. Edit it, or use `ayf params set`.",
         "# Starting point and what was changed since:",
         "#   " + " ".join(command),
     ]
     return "\n".join([*header, "", *_group_lines(config.to_dict(), Config, "", set())]) + "\n"
+
+
+def _hydra_literal(value: Any) -> str:
+    # As YAML, but quotes inside a quoted text are escaped in Hydra's way.
+    text = settings.literal(value)
+    if isinstance(value, str) and text != value:
+        return "'" + value.replace("'", "\\'") + "'"
+    return text.replace(", ", ",")
 
 
 def _group_lines(values: Mapping[str, Any], schema: type, indent: str, explained: set[type]) -> list[str]:

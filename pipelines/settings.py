@@ -29,9 +29,12 @@ def setting(
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    repeats: bool = False,
     default: Any = dataclasses.MISSING,
 ) -> Any:
     """A dataclass field with its meaning and its range; for a list, the range holds for every item.
+
+    ``repeats`` lets a list hold an item more than once.
 
     ``default`` is for settings that cannot change a result (the runtime's); science settings have none.
     """
@@ -42,6 +45,7 @@ def setting(
         "at_most": at_most,
         "above": above,
         "below": below,
+        "repeats": repeats,
     }
     return dataclasses.field(metadata=metadata, default=default, kw_only=True)
 
@@ -61,6 +65,7 @@ class Setting:
     at_most: float | None = None
     above: float | None = None
     below: float | None = None
+    repeats: bool = False
 
     def allowed(self) -> str:
         """The allowed values in words: ``a number, above 0 and at most 1``."""
@@ -69,7 +74,7 @@ class Setting:
         else:
             text = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[self.kind]
             limits = [
-                f"{words} {number(limit)}"
+                f"{words} {limit if isinstance(limit, int) else format(limit, 'g')}"
                 for words, limit in (
                     ("at least", self.at_least),
                     ("above", self.above),
@@ -80,7 +85,7 @@ class Setting:
             ]
             text = " ".join([text, " and ".join(limits)]).strip()
         if self.is_list:
-            text = f"a list without repetition, each {text}"
+            text = f"a list of at least one, each {text}" + ("" if self.repeats else ", none twice")
         return f"{text}, or null" if self.nullable else text
 
     def accepts(self, value: Any) -> bool:
@@ -89,9 +94,8 @@ class Setting:
             return self.nullable
         if self.is_list:
             items = list(value)
-            return (
-                bool(items) and len(set(items)) == len(items) and all(self._item_fits(item) for item in items)
-            )
+            distinct = self.repeats or len(set(items)) == len(items)
+            return bool(items) and distinct and all(self._item_fits(item) for item in items)
         return self._item_fits(value)
 
     def _item_fits(self, value: Any) -> bool:
@@ -175,7 +179,7 @@ def out_of_range(leaf: Setting, value: Any) -> str:
     """The line that says what a setting holds, what it may hold and what to do."""
     guess = nearest(value, leaf.choices) if leaf.choices and isinstance(value, str) else None
     hint = f" (did you mean {guess}?)" if guess else ""
-    return f"{leaf.key} = {literal(value)}: must be {leaf.allowed()}{hint}; change it to such a value"
+    return f"{leaf.key} = {literal(value)}: must be {leaf.allowed()}{hint}; choose such a value"
 
 
 def range_problems(values: Mapping[str, Any], schema: type) -> list[str]:

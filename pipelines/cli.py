@@ -1,0 +1,272 @@
+"""The ``ayf`` command. Heavy packages are imported inside the commands, so that ``ayf --help`` is instant."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipelines.config import Config
+    from pipelines.params import Change
+
+
+class _OneLineErrors(click.Group):
+    """Turns an AyfError of any command into ``error: ...`` and status 1; AYF_DEBUG=1 keeps the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from ayf_core.errors import AyfError
+
+        try:
+            return super().invoke(ctx)
+        except AyfError as error:
+            if os.environ.get("AYF_DEBUG", "") not in ("", "0"):
+                raise
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(
+    cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+def main() -> None:
+    """Train, distil and evaluate flow maps (Align Your Flow).
+
+    A flow map jumps from noise to data in one or a few steps. The pipeline (`dvc repro`) trains a
+    teacher, distils it into flow maps, finishes one adversarially and measures them all; `ayf` does what is
+    left: settings, a check of the machine, the runs, pictures.
+
+    \b
+    A typical session:
+      ayf doctor                                     is everything here?
+      ayf params use preset=digits                   choose a starting point
+      ayf params set distill.emd.training.steps=500  change a setting
+      dvc repro                                      build what changed
+      ayf ui                                         look at the runs
+      ayf sample MODEL --steps 4 --labels 3,7        look at pictures
+
+    Settings that decide results live in params.yaml alone. Where things run (Ray or inline, workers, device)
+    is a file of conf/runtime, chosen by the environment variable AYF_RUNTIME (default: local).
+    AYF_DEBUG=1 shows the traceback behind an error line.
+    """
+
+
+# --- settings -----------------------------------------------------------------------------------------
+
+
+@main.group()
+def params() -> None:
+    """Write, check and compare params.yaml, the one file of settings.
+
+    \b
+    ayf params use preset=checkerboard seed=3      start from a preset, with changes
+    ayf params set teacher.training.steps=500      change settings
+    ayf params check                               is the file valid? names every problem
+    ayf params diff                                what differs from the preset it came from
+    """
+
+
+@params.command("use", short_help="Write params.yaml from a preset, e.g. preset=digits seed=3.")
+@click.argument("assignments", nargs=-1, metavar="preset=NAME [KEY=VALUE]...")
+def params_use(assignments: tuple[str, ...]) -> None:
+    """Write params.yaml from a preset and changes to it, and print what changed in the file."""
+    from ayf_core.errors import AyfError
+    from pipelines.config import project_root
+    from pipelines.params import from_preset, presets
+
+    root = project_root()
+    names = [text.removeprefix("preset=") for text in assignments if text.startswith("preset=")]
+    if len(names) != 1:
+        raise AyfError(f"name one preset as preset=NAME, one of {', '.join(presets(root))}")
+    overrides = [text for text in assignments if not text.startswith("preset=")]
+    _replace(root, from_preset(root, names[0], overrides), names[0])
+
+
+@params.command("set", short_help="Change settings of params.yaml, e.g. seed=3.")
+@click.argument("assignments", nargs=-1, required=True, metavar="KEY=VALUE...")
+def params_set(assignments: tuple[str, ...]) -> None:
+    """Change settings of params.yaml and print what changed. Your own comments in it are not kept."""
+    from pipelines.config import project_root
+    from pipelines.params import changed, named_preset
+
+    root = project_root()
+    _replace(root, changed(root, assignments), named_preset(root))
+
+
+@params.command("check", short_help="Check params.yaml; names every problem.")
+def params_check() -> None:
+    """Check params.yaml: keys, types, ranges and settings that must agree. Exit status 1 if not valid."""
+    from pipelines.config import project_root, read_config
+    from pipelines.params import differences, from_preset, named_preset
+
+    root = project_root()
+    config, problems = read_config(root)
+    for problem in problems:
+        click.echo(f"error: {problem}", err=True)
+    if config is None or problems:
+        raise click.exceptions.Exit(1)
+    preset = named_preset(root)
+    count = len(differences(from_preset(root, preset), config))
+    click.echo(f"params.yaml is valid: preset {preset}" + (f", {_settings(count)} changed" if count else ""))
+
+
+@params.command("diff", short_help="What differs between a preset and params.yaml.")
+@click.argument("preset", required=False)
+def params_diff(preset: str | None) -> None:
+    """Show what params.yaml changes of PRESET (default: the preset it was written from)."""
+    from pipelines.config import load_config, project_root
+    from pipelines.params import differences, from_preset, named_preset
+
+    root = project_root()
+    preset = (preset or named_preset(root)).removeprefix("preset=")
+    changes = differences(from_preset(root, preset), load_config(root))
+    if not changes:
+        click.echo(f"params.yaml has the settings of preset {preset}")
+        return
+    click.echo(f"params.yaml changes {_settings(len(changes))} of preset {preset}:")
+    _print_changes(changes)
+
+
+def _replace(root: Path, config: Config, preset: str) -> None:
+    from ayf_core.errors import AyfError
+    from pipelines.config import read_config
+    from pipelines.params import differences, write
+
+    try:
+        before, _ = read_config(root)
+    except AyfError:
+        before = None
+    write(root, config, preset)
+    if before is None:
+        click.echo(f"params.yaml written from preset {preset} (there was no readable one before)")
+        return
+    changes = differences(before, config)
+    click.echo(
+        f"params.yaml: {_settings(len(changes))} changed" if changes else "params.yaml: no setting changed"
+    )
+    _print_changes(changes)
+
+
+def _settings(count: int) -> str:
+    return f"{count} setting{'' if count == 1 else 's'}"
+
+
+def _print_changes(changes: list[Change]) -> None:
+    width = max((len(change.key) for change in changes), default=0)
+    for change in changes:
+        click.echo(f"  {change.key:<{width}}  {change.before} -> {change.after}")
+
+
+# --- the machine --------------------------------------------------------------------------------------
+
+
+@main.command(short_help="What this machine has, and what is missing.")
+def doctor() -> None:
+    """Check Python, packages, devices, memory, disk, git, DVC, params.yaml, the MLflow store and ports.
+
+    Exit status 1 if something required is missing.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipelines.doctor import examine, something_required_is_missing, table_rows
+
+    checks = examine()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("", "what", "found"):
+        table.add_column(heading, overflow="fold")
+    for row in table_rows(checks):
+        table.add_row(*row)
+    Console().print(table)
+    if something_required_is_missing(checks):
+        raise click.exceptions.Exit(1)
+
+
+@main.command(short_help="The MLflow pages over the project's runs.")
+@click.option(
+    "--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+def ui(port: int, host: str) -> None:
+    """Serve the MLflow pages over the project's store, until Ctrl-C.
+
+    Only this machine can open them unless --host says otherwise.
+    """
+    from ayf_core.errors import AyfError
+    from pipelines.config import load_runtime, project_root
+    from pipelines.tracking import ensure_store, tracking_uri
+    from pipelines.ui import become, require_free_port, server_command
+
+    root = project_root()
+    store = tracking_uri(root, load_runtime(root))
+    if store.startswith(("http://", "https://")):
+        raise AyfError(f"the runs are on the MLflow server {store}: open that address in a browser")
+    require_free_port(host, port)
+    # Before the server starts: two processes that both create the schema of a fresh store crash.
+    ensure_store(root)
+    click.echo(f"MLflow on http://{host}:{port} in a few seconds; Ctrl-C stops it")
+    become(*server_command(store, host, port))
+
+
+# --- pictures -----------------------------------------------------------------------------------------
+
+
+def _read_labels(ctx: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        labels = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r}: give whole numbers with commas between them, e.g. 3,7"
+        ) from error
+    if min(labels) < 0:
+        raise click.BadParameter(f"{text!r}: labels are 0 or more")
+    return labels
+
+
+@main.command(short_help="A grid of pictures from a trained or registered model.")
+@click.argument("model")
+@click.option("--steps", default=4, show_default=True, type=click.IntRange(min=1), help="Sampling steps.")
+@click.option("--labels", callback=_read_labels, help="Classes, one row each, e.g. 3,7.  [default: all]")
+@click.option("--guidance-scale", type=click.FloatRange(min=0.0), help="λ; 1 = unguided.  [default: 1]")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the noise.")
+@click.option(
+    "--gamma",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0.0, 1.0),
+    help="γ-sampling: 0 = deterministic, 1 = fresh noise at every step.",
+)
+@click.option(
+    "--out",
+    default="grid.png",
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The PNG file to write.",
+)
+def sample(
+    model: str,
+    steps: int,
+    labels: list[int] | None,
+    guidance_scale: float | None,
+    seed: int,
+    gamma: float,
+    out: Path,
+) -> None:
+    """Draw samples from MODEL and write them as a PNG grid.
+
+    MODEL is a model folder, an output of the pipeline, or an MLflow model URI such as models:/NAME@ALIAS.
+    """
+    from pipelines.sampling import sample_grid
+
+    sample_grid(
+        model, steps=steps, labels=labels, guidance_scale=guidance_scale, seed=seed, gamma=gamma, out=out
+    )
+    click.echo(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
