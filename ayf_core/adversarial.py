@@ -60,7 +60,9 @@ def discriminator_loss(
     real: Float[Tensor, "batch *dims"],
     fake: Float[Tensor, "batch *dims"],
     labels: Int[Tensor, " batch"] | None,
-    gamma: float,
+    *,
+    gamma_real: float,
+    gamma_fake: float,
 ) -> DiscriminatorLoss:
     """What the discriminator minimises: pairing loss + R1 on real + R2 on fake (R3GAN eq. 2 and 3).
 
@@ -70,7 +72,7 @@ def discriminator_loss(
     Args:
         discriminator: called as discriminator(x, labels); returns logits [B].
         real, fake: aligned batches [B, *D] of equal class at each index.
-        gamma: strength of both penalties.
+        gamma_real, gamma_fake: strengths of R1 and R2, >= 0 (R3GAN uses one value for both).
 
     Raises:
         AyfError: the two batches differ in length.
@@ -79,8 +81,8 @@ def discriminator_loss(
         real, fake = _leaf(real), _leaf(fake)
         real_logits, fake_logits = discriminator(real, labels), discriminator(fake, labels)
         pairing = relativistic_discriminator_loss(real_logits, fake_logits)
-        r1 = gradient_penalty(real_logits, real, gamma)
-        r2 = gradient_penalty(fake_logits, fake, gamma)
+        r1 = gradient_penalty(real_logits, real, gamma_real)
+        r2 = gradient_penalty(fake_logits, fake, gamma_fake)
     return DiscriminatorLoss(pairing + r1 + r2, pairing, r1, r2, real_logits.detach(), fake_logits.detach())
 
 

@@ -1,9 +1,9 @@
 """Fields whose velocity and flow map are known exactly: the truth that tests and benchmarks measure against.
 
-Data are a Gaussian or a mixture of Gaussians, the path is the linear one (x_t = (1 - t) x_0 + t x_1). Both classes are
-velocity fields (call them as such) and hand out a flow map with the call signature of `FlowMap`; labels and
-guidance scales are accepted and ignored. All sums are in float64; results return in the dtype and on the
-device of x.
+Data are a Gaussian or a mixture of Gaussians, the path is the linear one (x_t = (1 - t) x_0 + t x_1). Both
+classes are velocity fields (call them as such) and hand out a flow map with the call signature of `FlowMap`;
+labels and guidance scales are accepted and ignored. All sums are in float64; velocities and points return in
+the dtype and on the device of x.
 """
 
 import math
@@ -17,8 +17,7 @@ from ayf_core.interpolants import expand
 
 
 class Gaussian:
-    """Data N(mean, cov): everything in closed form, smooth at s = t, differentiable by autograd and
-    torch.func.jvp.
+    """Data N(mean, cov): everything in closed form, smooth at s = t and differentiable (torch.func.jvp too).
 
     x_t ~ N((1 - t) μ, Σ_t) with Σ_t = (1 - t)² C + t² I. All Σ_t share the eigenvectors of C, so that matrix
     square roots are square roots of eigenvalues.
@@ -157,8 +156,7 @@ class GaussianMixture:
         labels: Tensor | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """The point at s on the trajectory through (x, t): DOP853 with tolerances 1e-10, all samples in one
-        solve.
+        """The point at s on the trajectory through (x, t): DOP853 at tolerances 1e-10, one solve for all.
 
         The solver bounds the root mean square error over the batch, so ask for few points when each one
         matters.

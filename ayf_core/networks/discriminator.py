@@ -17,22 +17,22 @@ SLOPE = 0.2  # of the leaky ReLU, as in StyleGAN2
 
 
 def build_discriminator(
-    sample_shape: tuple[int, ...], *, width: int, max_width: int, depth: int, num_classes: int
-) -> nn.Module:
+    sample_shape: tuple[int, ...], *, width: int, num_classes: int
+) -> "ImageDiscriminator | MLPDiscriminator":
     """The discriminator that fits one sample's shape: [C, H, W] gives an image network, [D] an MLP.
 
     Args:
-        width: channels at full resolution, doubled at every halving up to max_width; features of the MLP.
-        depth: hidden layers of the MLP; the image network's depth follows from the resolution.
+        width: channels at full resolution, doubled at every halving up to eight times (how deep follows from
+            the resolution); or the features of each of the MLP's three hidden layers.
         num_classes: 0 for data without labels.
 
     Raises:
         AyfError: no discriminator fits the shape.
     """
     if len(sample_shape) == 3:
-        return ImageDiscriminator(sample_shape, width=width, max_width=max_width, num_classes=num_classes)
+        return ImageDiscriminator(sample_shape, width=width, max_width=8 * width, num_classes=num_classes)
     if len(sample_shape) == 1:
-        return MLPDiscriminator(sample_shape[0], width=width, depth=depth, num_classes=num_classes)
+        return MLPDiscriminator(sample_shape[0], width=width, depth=3, num_classes=num_classes)
     raise AyfError(f"no discriminator for samples of shape {sample_shape}; use [C, H, W] or [D]")
 
 

@@ -72,10 +72,10 @@ def test_penalty_of_a_quadratic_function_is_its_known_gradient_norm():
 def test_total_is_pairing_plus_both_penalties_measured_apart(make, shape):
     discriminator = make().double()
     real, fake, labels = batches(shape)
-    loss = discriminator_loss(discriminator, real, fake, labels, gamma=0.3)
+    loss = discriminator_loss(discriminator, real, fake, labels, gamma_real=0.3, gamma_fake=0.9)
     real_leaf, fake_leaf = real.clone().requires_grad_(), fake.clone().requires_grad_()
     r1 = gradient_penalty(discriminator(real_leaf, labels), real_leaf, 0.3)
-    r2 = gradient_penalty(discriminator(fake_leaf, labels), fake_leaf, 0.3)
+    r2 = gradient_penalty(discriminator(fake_leaf, labels), fake_leaf, 0.9)
     torch.testing.assert_close(loss.r1, r1)
     torch.testing.assert_close(loss.r2, r2)
     pairing = relativistic_discriminator_loss(discriminator(real, labels), discriminator(fake, labels))
@@ -89,7 +89,7 @@ def test_parameter_gradients_through_the_penalties_match_finite_differences(make
     parameters = list(discriminator.parameters())
 
     def penalties():
-        loss = discriminator_loss(discriminator, real, fake, labels, gamma=2.0)
+        loss = discriminator_loss(discriminator, real, fake, labels, gamma_real=2.0, gamma_fake=1.0)
         return loss.r1 + loss.r2
 
     gradients = torch.autograd.grad(penalties(), parameters, allow_unused=True, materialize_grads=True)
@@ -113,7 +113,9 @@ def test_parameter_gradients_through_the_penalties_match_finite_differences(make
 def test_discriminator_loss_sends_nothing_back_to_the_generator():
     real, fake, labels = batches((4, 2), torch.float32)
     fake.requires_grad_()
-    discriminator_loss(mlp_discriminator(), real, fake, labels, gamma=1.0).total.backward()
+    discriminator_loss(
+        mlp_discriminator(), real, fake, labels, gamma_real=1.0, gamma_fake=1.0
+    ).total.backward()
     assert fake.grad is None
 
 
@@ -128,7 +130,7 @@ def test_generator_loss_reaches_the_fakes():
 def test_discriminator_loss_stays_float32_under_autocast():
     real, fake, labels = batches((4, 2), torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = discriminator_loss(mlp_discriminator(), real, fake, labels, gamma=1.0)
+        loss = discriminator_loss(mlp_discriminator(), real, fake, labels, gamma_real=1.0, gamma_fake=1.0)
     assert loss.total.dtype == torch.float32
     assert loss.real_logits.dtype == torch.float32
 
@@ -139,7 +141,7 @@ def test_training_the_discriminator_separates_two_shifted_clouds():
     real, fake, _ = batches((256, 2), torch.float32)
     real = real + 1.5
     for _ in range(60):
-        loss = discriminator_loss(discriminator, real, fake, None, gamma=0.1)
+        loss = discriminator_loss(discriminator, real, fake, None, gamma_real=0.1, gamma_fake=0.1)
         optimiser.zero_grad()
         loss.total.backward()
         optimiser.step()
@@ -211,12 +213,12 @@ def test_logits_of_a_group_do_not_depend_on_the_other_groups():
 def test_batches_that_are_no_multiple_of_the_group_have_finite_double_gradients(batch):
     discriminator = image_discriminator(num_classes=0)
     x = torch.ones(batch, 3, 8, 8)
-    discriminator_loss(discriminator, x, x, None, gamma=1.0).total.backward()
+    discriminator_loss(discriminator, x, x, None, gamma_real=1.0, gamma_fake=1.0).total.backward()
     assert all(bool(p.grad.isfinite().all()) for p in discriminator.parameters() if p.grad is not None)
 
 
 def test_the_shape_of_a_sample_chooses_the_discriminator():
-    settings = {"width": 4, "max_width": 8, "depth": 2, "num_classes": 0}
+    settings = {"width": 4, "num_classes": 0}
     assert isinstance(build_discriminator((3, 8, 8), **settings), ImageDiscriminator)
     assert isinstance(build_discriminator((2,), **settings), MLPDiscriminator)
     with pytest.raises(AyfError, match="no discriminator"):
