@@ -1,8 +1,9 @@
 """Carries a training function to where it runs: Ray Train workers, or this very process.
 
-`run_training` is the only place of the project that talks to Ray Train. The training function knows nothing of it: it
-is handed a `TrainingContext`, writes checkpoints and a metrics file through it, and returns a small dict. While it
-runs, a thread of the driver follows the metrics file, draws the progress bar and hands new records to `on_log`.
+`run_training` is the only place of the project that talks to Ray Train. The training function knows nothing
+of it: it is handed a `TrainingContext`, writes checkpoints and a metrics file through it, and returns a small
+dict. While it runs, a thread of the driver follows the metrics file, draws the progress bar and hands new
+records to `on_log`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-"""Ray reads these when it is imported. A report waits for the next health check: 2 s unless told otherwise."""
+"""Ray reads these when it is imported. A report waits for the next health check: 2 s unless set."""
 
 
 def run_training(
@@ -70,11 +71,12 @@ def run_training(
 ) -> dict:
     """Run `train(config, context)` to its end and return what rank 0 returned.
 
-    `folder` holds everything of this run (checkpoints, `metrics.jsonl`, `final/`): called again with the same folder
-    after an interruption, training goes on from the last checkpoint. `on_log` receives every record of the metrics
-    file at least once, those of an earlier, interrupted call included, from one thread.
+    `folder` holds everything of this run (checkpoints, `metrics.jsonl`, `final/`): called again with the same
+    folder after an interruption, training goes on from the last checkpoint. `on_log` receives every record of
+    the metrics file at least once, those of an earlier, interrupted call included, from one thread.
 
-    Raises AyfError: what `train` raised as AyfError as it is; anything else as one line naming the full traceback.
+    Raises AyfError: what `train` raised as AyfError as it is; anything else as one line naming the full
+    traceback.
     """
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,13 +93,13 @@ def run_training(
     return result
 
 
-# ------------------------------------------------------------------------------------------------ in this process
+# -------------------------------------------------------------------------------------------- in this process
 
 
 def _run_inline(
     train: TrainFunction, config: dict, folder: Path, runtime: RuntimeConfig, progress: TrainingProgress
 ) -> dict:
-    """Ray Train's local mode: the same trainer with no workers, so nothing is started and nothing crosses processes."""
+    """Ray Train's local mode: the same trainer without workers; no process is started."""
     _prepare_environment()
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -106,14 +108,14 @@ def _run_inline(
     job = {"train": train, "config": config, "folder": str(folder), "threads": worker_threads(runtime)}
     job["device"] = "cuda" if _uses_gpu(runtime) else "cpu"
     trainer = TorchTrainer(
-        _train_inline,
+        _train_inline,  # type: ignore[arg-type]  # Ray's annotation lags behind: the value is returned
         train_loop_config=job,
         scaling_config=ray.train.ScalingConfig(num_workers=0),
         run_config=ray.train.RunConfig(name="inline", storage_path=str(folder)),
     )
     threads = torch.get_num_threads()
     try:
-        outcome = trainer.fit().return_value
+        outcome = trainer.fit().return_value  # type: ignore[attr-defined]
     finally:
         torch.set_num_threads(threads)
     return _result_or_error(outcome)
@@ -125,14 +127,15 @@ def _train_inline(job: dict) -> dict:
     return _guarded(job, context)
 
 
-# ----------------------------------------------------------------------------------------------- on Ray's workers
+# ------------------------------------------------------------------------------------------- on Ray's workers
 
 
 class RayContext:
     """A Ray Train worker's `TrainingContext`.
 
-    The checkpoint folder is Ray's experiment folder: rank 0 writes a checkpoint to its lasting place, complete once
-    renamed, and reports it to Ray, which notes it, keeps two, and hands the newest to workers that start later.
+    The checkpoint folder is Ray's experiment folder: rank 0 writes a checkpoint to its lasting place,
+    complete once renamed, and reports it to Ray, which notes it, keeps two, and hands the newest to workers
+    that start later.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -174,7 +177,7 @@ class RayContext:
             self._metrics.append(step, total, metrics)
 
     def _newest_checkpoint(self) -> Path | None:
-        """What Ray has noted, or a newer one that was complete when the driver was killed before Ray could note it."""
+        """What Ray has noted, or a newer one that was complete when a kill came before Ray's note."""
         import ray.train
 
         found = complete_checkpoints(self._checkpoints)[-1:]
@@ -199,7 +202,7 @@ def _run_on_ray(
         from ray.train.torch import TorchTrainer
 
         trainer = TorchTrainer(
-            _train_on_worker,
+            _train_on_worker,  # type: ignore[arg-type]
             train_loop_config=job,
             scaling_config=ScalingConfig(
                 num_workers=runtime.workers,
@@ -234,12 +237,12 @@ def _train_on_worker(job: dict) -> dict:
 
 
 def _guarded(job: dict, context: TrainingContext) -> dict:
-    """Train; an error that would repeat itself is returned, any other is left to Ray, which replaces the workers."""
+    """Train; return an error that would repeat itself, leave any other to Ray: it replaces the workers."""
     try:
         return {"result": job["train"](job["config"], context)}
     except Exception as error:
         failure = _note_failure(error, Path(job["folder"]), context)
-        # When another worker dies, this one sees a RuntimeError from torch.distributed: worth another attempt.
+        # When another worker dies, this one sees a RuntimeError of torch.distributed: worth a new attempt.
         lost_a_peer = isinstance(error, RuntimeError | OSError) and not isinstance(error, AyfError)
         if context.world_size > 1 and lost_a_peer:
             raise
@@ -255,9 +258,8 @@ def _note_failure(error: Exception, folder: Path, context: TrainingContext) -> d
     path = folder / f"traceback_rank{context.rank}.txt"
     path.write_text("".join(traceback.format_exception(error)))
     first_line = (str(error).strip() or "no message").splitlines()[0]
-    return {
-        "message": f"training stopped with {type(error).__name__}: {first_line}; the full traceback is in {path}"
-    }
+    what = f"training stopped with {type(error).__name__}: {first_line}"
+    return {"message": f"{what}; the full traceback is in {path}"}
 
 
 def _result_or_error(outcome: dict) -> dict:
@@ -275,8 +277,8 @@ def _explain(error: Exception, folder: Path, logs: Path) -> AyfError:
     causes = getattr(error, "worker_failures", None) or {0: error}
     cause = next(iter(causes.values()))
     first_line = (str(cause).strip() or "no message").splitlines()[0]
-    message = f"the workers failed {WORKER_FAILURES_FORGIVEN + 1} times, last with {type(cause).__name__}: {first_line}"
-    return AyfError(f"{message}; more in {path} and {logs}")
+    what = f"the workers failed {WORKER_FAILURES_FORGIVEN + 1} times, last with {type(cause).__name__}"
+    return AyfError(f"{what}: {first_line}; more in {path} and {logs}")
 
 
 def worker_threads(runtime: RuntimeConfig) -> int:
@@ -292,16 +294,17 @@ def _uses_gpu(runtime: RuntimeConfig) -> bool:
         return False
     if torch.cuda.device_count() < runtime.workers:
         raise AyfError(
-            f"the runtime asks for {runtime.workers} GPU workers and this machine has {torch.cuda.device_count()} "
-            "GPUs; lower workers or set device: cpu in conf/runtime"
+            f"the runtime asks for {runtime.workers} GPU workers, here are {torch.cuda.device_count()}; "
+            "lower workers or set device: cpu in conf/runtime"
         )
     return True
 
 
 def _mend_ray_record(experiment: Path) -> None:
-    """Remove Ray's list of checkpoints if it is torn (Ray does not write it atomically) or names missing folders.
+    """Remove Ray's list of checkpoints if it is torn (Ray writes it in place) or names missing folders.
 
-    Ray would refuse to start. Nothing is lost: the checkpoints themselves say which is the newest complete one.
+    Ray would refuse to start. Nothing is lost: the checkpoints themselves say which is the newest complete
+    one.
     """
     record = experiment / "checkpoint_manager_snapshot.json"
     if not record.exists():
@@ -328,8 +331,8 @@ def _prepare_environment() -> None:
 class _OwnRay:
     """A Ray of this stage's own, on this machine, gone when the stage ends.
 
-    Its files lie in a folder of its own, so other people's Ray on the same machine and left-overs of killed ones do
-    not matter; nor does RAY_ADDRESS.
+    Its files lie in a folder of its own, so other people's Ray on the same machine and left-overs of killed
+    ones do not matter; nor does RAY_ADDRESS.
     """
 
     def __init__(self, cpus: int) -> None:
@@ -404,13 +407,14 @@ class _InThread:
         return self._value
 
 
-# ------------------------------------------------------------------------------------------------ following a run
+# -------------------------------------------------------------------------------------------- following a run
 
 
 class _Follower:
     """Follows a metrics file from a thread: shows new records and hands them to `on_log`.
 
-    Where `on_log` fails (a tracking server that went away), the records are kept and offered again; training goes on.
+    Where `on_log` fails (a tracking server that went away), the records are kept and offered again; training
+    goes on.
     """
 
     def __init__(self, path: Path, on_log: OnLog, progress: TrainingProgress) -> None:

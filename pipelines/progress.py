@@ -1,4 +1,4 @@
-"""What a person sees while a stage trains: one tidy bar, or a line every tenth where the output is not a terminal."""
+"""What a person sees while a stage trains: one tidy bar, or a line every tenth outside a terminal."""
 
 from __future__ import annotations
 

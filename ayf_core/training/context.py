@@ -1,7 +1,8 @@
 """What a training loop needs from whoever runs it: a place in the team, a folder, checkpoints and a log.
 
-The loop knows this protocol and nothing else, so the same loop trains under Ray, in a notebook (`LocalContext`)
-or under any other launcher. Checkpoints are written beside and renamed: a folder that has its final name is complete.
+The loop knows this protocol and nothing else, so the same loop trains under Ray, in a notebook
+(`LocalContext`) or under any other launcher. Checkpoints are written beside and renamed: a folder that has
+its final name is complete.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class TrainingContext(Protocol):
     folder: Path
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, a folder named `step_00001234`; None where training starts afresh."""
+        """The newest complete checkpoint, a folder named `step_00001234`; None for a fresh start."""
         ...
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
@@ -53,8 +54,8 @@ class TrainingContext(Protocol):
 class LocalContext:
     """A single process with a folder: training with nothing but torch.
 
-    `folder` receives `checkpoints/step_*`, `metrics.jsonl` and whatever the training function leaves there; a second
-    context on the same folder goes on from the newest checkpoint.
+    `folder` receives `checkpoints/step_*`, `metrics.jsonl` and whatever the training function leaves there; a
+    second context on the same folder goes on from the newest checkpoint.
     """
 
     rank = 0
@@ -83,8 +84,8 @@ class LocalContext:
 class MetricsFile:
     """The story of a run, one JSON line a record: `{"step", "total", "time", "metrics"}`.
 
-    Opening it for a run resumed at `resumed_step` cuts what an interrupted run had noted after its last checkpoint
-    (those steps are about to be trained again), and a last line that was only half written.
+    Opening it for a run resumed at `resumed_step` cuts what an interrupted run had noted after its last
+    checkpoint (those steps are about to be trained again), and a last line that was only half written.
     """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
@@ -135,7 +136,8 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a folder beside, bring it to the disk, give it its name; returns `folder/step_<step>`.
 
-    A kill at any instant leaves either no `step_<step>` or a complete one. Raises AyfError when the disk is full.
+    A kill at any instant leaves either no `step_<step>` or a complete one. Raises AyfError when the disk is
+    full.
     """
     final = folder / f"step_{step:08d}"
     beside = folder / f".{final.name}.partial"
@@ -172,7 +174,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Bring every file below `folder`, and the folders themselves, to the disk before the rename makes them count."""
+    """Bring all below `folder` to the disk before the rename makes it count."""
     for parent, _, names in os.walk(folder):
         for name in names:
             _sync_entry(Path(parent, name))

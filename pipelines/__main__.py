@@ -1,0 +1,8 @@
+"""`python -m pipelines STAGE`: what the commands of dvc.yaml call."""
+
+import sys
+
+from pipelines.stage import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
