@@ -194,18 +194,13 @@ def ui(port: int, host: str) -> None:
 
     Only this machine can open them unless --host says otherwise.
     """
-    from ayf_core.errors import AyfError
     from pipelines.config import load_runtime, project_root
-    from pipelines.tracking import ensure_store, tracking_uri
-    from pipelines.ui import become, require_free_port, server_command
+    from pipelines.ui import become, require_free_port, server_command, store_to_serve
 
     root = project_root()
-    store = tracking_uri(root, load_runtime(root))
-    if store.startswith(("http://", "https://")):
-        raise AyfError(f"the runs are on the MLflow server {store}: open that address in a browser")
     require_free_port(host, port)
-    # Before the server starts: two processes that both create the schema of a fresh store crash.
-    ensure_store(root)
+    # Made ready before the server starts: two processes that both create the schema of a fresh store crash.
+    store = store_to_serve(root, load_runtime(root), host, port)
     click.echo(f"MLflow on http://{host}:{port} in a few seconds; Ctrl-C stops it")
     become(*server_command(store, host, port))
 

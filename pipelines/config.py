@@ -407,14 +407,15 @@ def compose(root: Path, recipe: str, overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(conf_folder(root).resolve()), version_base="1.3"):
             return hydra_compose(recipe, overrides=[search, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
-        raise AyfError(_composition_problem(error)) from error
+        raise AyfError(_type_problem(error, Config)) from error
 
 
-def _composition_problem(error: BaseException) -> str:
+def _type_problem(error: BaseException, schema: type) -> str:
+    """What OmegaConf could not convert, in our words; its error may be the cause of one of Hydra's."""
     cause: BaseException | None = error
     while cause is not None:
         key = getattr(cause, "full_key", None)
-        leaf = settings.settings_of(Config).get(key.split("[")[0]) if key else None
+        leaf = settings.settings_of(schema).get(key.split("[")[0]) if key else None
         if leaf is not None:
             held = "holds" if "[" in str(key) else "="
             value = settings.literal(getattr(cause, "value", None))
@@ -500,19 +501,12 @@ def _typed_runtime(path: Path, document: settings.Document) -> RuntimeConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known = settings.settings_of(RuntimeConfig)
     try:
         runtime = OmegaConf.to_object(
             OmegaConf.merge(OmegaConf.structured(RuntimeConfig), OmegaConf.load(path))
         )
     except OmegaConfBaseException as error:
-        leaf = known.get(error.full_key or "")
-        line = (
-            f"{leaf.key}: must be {leaf.allowed()}; choose such a value"
-            if leaf
-            else " ".join(str(error).split())
-        )
-        raise AyfError(_located(document, line)) from error
+        raise AyfError(_located(document, _type_problem(error, RuntimeConfig))) from error
     assert isinstance(runtime, RuntimeConfig)
     problems = settings.range_problems(dataclasses.asdict(runtime), RuntimeConfig)
     if problems:

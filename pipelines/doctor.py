@@ -8,11 +8,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,37 +227,16 @@ def params_state(root: Path) -> Check:
 
 
 def store_state(root: Path, runtime: RuntimeConfig) -> Check:
-    """Looks without MLflow's own client: that takes seconds, and would create what it does not find."""
+    """Asks the store itself; the project's own is created if there is none, as the first run would."""
     from pipelines.tracking import tracking_uri
 
-    uri = tracking_uri(root, runtime)
-    if uri.startswith(("http://", "https://")):
-        return _server_state(uri)
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not path.exists():
-        return Check("mlflow store", "ok", f"none yet: the first run creates {path}")
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=5)
-        try:
-            (runs,) = connection.execute("select count(*) from runs").fetchone()
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        return Check(
-            "mlflow store", "missing", f"{path} is not a usable store ({error})", f"move {path.name} away"
-        )
-    return Check("mlflow store", "ok", f"{runs} runs in {path}")
-
-
-def _server_state(uri: str) -> Check:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5):
-            return Check("mlflow store", "ok", f"server {uri} answers")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return Check(
-            "mlflow store", "missing", f"{uri} does not answer ({reason})", "start it or mend tracking_uri"
-        )
+        return Check("mlflow store", "ok", f"ready: {tracking_uri(root, runtime)}")
+    except AyfError:
+        raise
+    except Exception as error:  # whatever MLflow, SQLAlchemy or SQLite make of a file that is no store
+        found = f"not usable: {type(error).__name__}: {error}".splitlines()[0]
+        return Check("mlflow store", "missing", found, "move the file away: the next run starts a new store")
 
 
 def ui_port() -> Check:

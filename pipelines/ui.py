@@ -7,8 +7,14 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ayf_core.errors import AyfError
+
+if TYPE_CHECKING:
+    from pipelines.config import RuntimeConfig
 
 
 def port_is_free(host: str, port: int) -> bool:
@@ -47,6 +53,25 @@ def require_free_port(host: str, port: int) -> None:
     """Raises AyfError, naming the next free port, where the wanted one is taken."""
     if not port_is_free(host, port):
         raise AyfError(f"port {port} on {host} is in use: try `ayf ui --port {next_free_port(host, port)}`")
+
+
+def store_to_serve(root: Path, runtime: RuntimeConfig, host: str, port: int) -> str:
+    """The URI of the store the pages show; it is ready when this returns.
+
+    Where runs are sent to a server at this very address, the server to start is that one, on the project's store.
+
+    Raises:
+        AyfError: the runs are on another server.
+    """
+    from pipelines.tracking import ensure_store, tracking_uri
+
+    configured = runtime.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not configured.startswith(("http://", "https://")):
+        return tracking_uri(root, runtime)
+    address = urlsplit(configured)
+    if address.hostname in (host, "localhost", "127.0.0.1") and address.port == port:
+        return ensure_store(root)
+    raise AyfError(f"the runs are on the MLflow server {configured}: open that address in a browser")
 
 
 def server_command(store: str, host: str, port: int) -> tuple[list[str], dict[str, str]]:
