@@ -128,7 +128,7 @@ class AutoencoderKLCodec(nn.Module):
             channels: width of each level; the side of an image is halved between levels.
             layers_per_block: residual blocks a level.
             norm_num_groups: groups of the group normalisation; must divide each of `channels`.
-            kl_weight: weight of the KL term in `training_loss`.
+            kl_weight: weight of the KL term in the training loss.
 
         Raises:
             AyfError: a setting is out of range, or diffusers is not installed.
@@ -256,10 +256,10 @@ class AutoencoderKLCodec(nn.Module):
         """Images, about in [-1, 1] (not clipped)."""
         return self._images(latents)
 
-    def training_loss(
+    def forward(
         self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B L h w"]
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Reconstruction + kl_weight * KL, and both as metrics; nothing is drawn here.
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The training loss, reconstruction + kl_weight * KL, and both as metrics; nothing is drawn here.
 
         z = mean + std * noise; the reconstruction term is the mean squared error per pixel, and the KL term
         is KL(N(mean, std^2) || N(0, 1)) = (mean^2 + std^2 - 1 - log std^2) / 2, averaged per latent number
@@ -271,7 +271,7 @@ class AutoencoderKLCodec(nn.Module):
         reconstruction = (self._images(mean + std * noise) - images).square().mean()
         kl = 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * std.log()).mean()
         loss = reconstruction + self.kl_weight * kl
-        return loss, {"reconstruction": reconstruction.item(), "kl": kl.item()}
+        return loss, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
 
     def save(self, folder: str | Path) -> None:
         """Write the codec: its weights, or only the reference to a pretrained one."""

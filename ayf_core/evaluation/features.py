@@ -14,7 +14,7 @@ from pickle import UnpicklingError
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -90,14 +90,6 @@ class SmallClassifier(nn.Module):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits of the K classes."""
         return self.head(self.features(images))
-
-    def training_loss(
-        self, images: Float[Tensor, "B C H W"], labels: Int64[Tensor, " B"]
-    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Cross-entropy (nats), with the accuracy on this batch as a metric."""
-        logits = self(images)
-        accuracy = (logits.argmax(dim=1) == labels).double().mean().item()
-        return functional.cross_entropy(logits, labels), {"accuracy": accuracy}
 
     def save(self, folder: str | Path) -> None:
         """Write classifier.safetensors and, last, classifier.json."""
@@ -180,7 +172,13 @@ class InceptionFeatures:
         self, *, weights: str | Path | None = None, device: str | torch.device = "cpu", batch_size: int = 64
     ) -> None:
         module = "torch_fidelity.feature_extractor_inceptionv3"
-        extractors = require(module, extra="inception", needed_for="Inception-v3 features (FID)")
+        try:
+            extractors = require(module, extra="inception", needed_for="Inception-v3 features (FID)")
+        except (ImportError, RuntimeError) as error:  # what a torchvision built for another torch raises
+            raise AyfError(
+                f"cannot import torch-fidelity ({error}): install a torchvision that matches "
+                f"torch {torch.__version__}"
+            ) from error
         self.device = torch.device(device)
         self.batch_size = batch_size
         path = None if weights is None else str(weights)

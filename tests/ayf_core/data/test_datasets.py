@@ -104,6 +104,17 @@ def test_images_are_cropped_to_the_centre_square(tmp_path: Path) -> None:
     assert torch.all(data.train.x == 1.0)
 
 
+def test_photographs_stored_on_their_side_are_turned_upright(tmp_path: Path) -> None:
+    top_left = np.zeros((4, 4), np.uint8)
+    top_left[:2, :2] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees clockwise to view"
+    for number in range(2):
+        Image.fromarray(top_left).save(tmp_path / f"{number}.png", exif=exif)
+    picture = load_folder(tmp_path).train.x[0, 0]
+    assert (picture[0, 3], picture[0, 0]) == (1.0, -1.0)
+
+
 def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
     for number in range(2):
         save_image(tmp_path / f"{number}.png", np.full((4, 4), 32896, np.uint16))

@@ -127,12 +127,13 @@ def test_flipped_bit_is_found_by_verify_and_the_shard_is_named(tmp_path: Path) -
         data.verify()
 
 
-@pytest.mark.parametrize("kept", [0, 4, 100, -1])
-def test_truncated_shard_is_named_when_opened(tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize(("kept", "reason"), [(0, ""), (4, ""), (100, ""), (-1, "bytes, expected")])
+def test_truncated_shard_is_named_when_opened(tmp_path: Path, kept: int, reason: str) -> None:
     write(tmp_path, make_latents())
     shard = tmp_path / "shard_00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:kept])
-    with pytest.raises(AyfError, match=r"shard_00002\.safetensors.*dvc repro --force encode_latents"):
+    message = rf"shard_00002\.safetensors.*{reason}.*dvc repro --force encode_latents"
+    with pytest.raises(AyfError, match=message):
         LatentDataset(tmp_path)
 
 
