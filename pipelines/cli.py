@@ -99,10 +99,11 @@ def params_set(assignments: tuple[str, ...]) -> None:
 def params_check() -> None:
     """Check params.yaml: keys, types, ranges and settings that must agree. Exit status 1 if not valid."""
     from pipelines.config import project_root, read_config
-    from pipelines.params import differences, from_preset, named_preset
+    from pipelines.params import differences, from_preset, named_preset, undeclared
 
     root = project_root()
     config, problems = read_config(root)
+    problems += undeclared(root)
     for problem in problems:
         click.echo(f"error: {problem}", err=True)
     if config is None or problems:

@@ -197,9 +197,8 @@ def git_state(root: Path) -> Check:
     if head is None:
         return Check("git", "missing", "no commit here", "git init, then commit: runs are tagged with it")
     changed = len((_git(root, "status", "--porcelain") or "").splitlines())
-    return Check(
-        "git", "ok", f"commit {head}" + (f", {changed} files differ from it" if changed else ", clean")
-    )
+    state = f"{changed} changed or new paths" if changed else "clean"
+    return Check("git", "ok", f"commit {head}, {state}")
 
 
 def _git(root: Path, *arguments: str) -> str | None:

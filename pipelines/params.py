@@ -109,6 +109,32 @@ def _check_value(override: str) -> None:
         )
 
 
+def undeclared(root: Path) -> list[str]:
+    """A line for every setting that no stage of dvc.yaml declares, and for every declared one that is none.
+
+    Without this, a change of such a setting would rebuild nothing and silently have no effect.
+    """
+    from pipelines.stage import read_declarations
+
+    if not (root / "dvc.yaml").is_file():
+        return []
+    stages = read_declarations(root).values()
+    known = {*settings.settings_of(Config), *settings.groups_of(Config)}
+    problems = {
+        f"dvc.yaml: stage {stage.base}: {settings.unknown_key(key, Config)}": None
+        for stage in stages
+        for key in stage.params
+        if key not in known
+    }
+    declared = {key for stage in stages for key in stage.params}
+    for key in settings.settings_of(Config):
+        if not any(key == name or key.startswith(f"{name}.") for name in declared):
+            problems[f"dvc.yaml: no stage declares {key}: add it to the params of the stage it changes"] = (
+                None
+            )
+    return list(problems)
+
+
 def write(root: Path, config: Config, preset: str) -> Path:
     """Writes ``params.yaml`` beside and renames it, so that it is never half a file."""
     path = root / PARAMS_FILE

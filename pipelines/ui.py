@@ -58,7 +58,7 @@ def require_free_port(host: str, port: int) -> None:
 def store_to_serve(root: Path, runtime: RuntimeConfig, host: str, port: int) -> str:
     """The URI of the store the pages show; it is ready when this returns.
 
-    Where runs are sent to a server at this very address, the server to start is that one, on the project's store.
+    Where runs are sent to a server at this very address, that is the one to start, on the project's store.
 
     Raises:
         AyfError: the runs are on another server.
