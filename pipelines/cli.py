@@ -229,6 +229,8 @@ def _read_labels(ctx: click.Context, option: click.Parameter, text: str | None) 
 @click.option("--labels", callback=_read_labels, help="Classes, one row each, e.g. 3,7.  [default: all]")
 @click.option("--guidance-scale", type=click.FloatRange(min=0.0), help="λ; 1 = unguided.  [default: 1]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the noise.")
+@click.option("--count", default=10, show_default=True, type=click.IntRange(min=1), help="Samples a class.")
+@click.option("--ema-std", type=click.FloatRange(min=0.0), help="Another EMA width, rebuilt from snapshots.")
 @click.option(
     "--gamma",
     default=0.0,
@@ -249,6 +251,8 @@ def sample(
     labels: list[int] | None,
     guidance_scale: float | None,
     seed: int,
+    count: int,
+    ema_std: float | None,
     gamma: float,
     out: Path,
 ) -> None:
@@ -256,10 +260,20 @@ def sample(
 
     MODEL is a model folder, an output of the pipeline, or an MLflow model URI such as models:/NAME@ALIAS.
     """
+    from pipelines.config import project_root
     from pipelines.sampling import sample_grid
 
     sample_grid(
-        model, steps=steps, labels=labels, guidance_scale=guidance_scale, seed=seed, gamma=gamma, out=out
+        model,
+        project_root(),
+        steps=steps,
+        labels=labels,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        count=count,
+        ema_std=ema_std,
+        gamma=gamma,
+        out=out,
     )
     click.echo(f"wrote {out}")
 

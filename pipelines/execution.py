@@ -56,6 +56,7 @@ RAY_SETTINGS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_prestart_worker_first_driver": "0",
 }
 """Ray reads these when it is imported. A report waits for the next health check: 2 s unless set."""
 
@@ -199,10 +200,9 @@ def _run_on_ray(
     with _OwnRay(cpus=runtime.workers * threads) as own:
         progress.note("starting the workers")
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
 
-        trainer = TorchTrainer(
-            _train_on_worker,  # type: ignore[arg-type]
+        trainer = _light_trainer()(
+            _train_on_worker,
             train_loop_config=job,
             scaling_config=ScalingConfig(
                 num_workers=runtime.workers,
@@ -289,6 +289,11 @@ def worker_threads(runtime: RuntimeConfig) -> int:
     return max(1, cores // runtime.workers)
 
 
+def torch_device(runtime: RuntimeConfig) -> torch.device:
+    """Where a stage computes that trains nothing."""
+    return torch.device("cuda" if _uses_gpu(runtime) else "cpu")
+
+
 def _uses_gpu(runtime: RuntimeConfig) -> bool:
     if runtime.device == "cpu" or (runtime.device == "auto" and not torch.cuda.is_available()):
         return False
@@ -321,6 +326,22 @@ def _mend_ray_record(experiment: Path) -> None:
         sound = False
     if not sound:
         record.unlink()
+
+
+def _light_trainer() -> type:
+    """`TorchTrainer` without two helpers that a Ray of one's own, fed from files, has no use for.
+
+    Each is a process that costs more than a second to start: one distributes Ray Data sets (there are none), one
+    outlives the controller to free its workers (the whole Ray ends with this process).
+    """
+    from ray.train.torch import TorchTrainer
+
+    class LightTrainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list:
+            unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
+
+    return LightTrainer
 
 
 def _prepare_environment() -> None:

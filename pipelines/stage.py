@@ -71,18 +71,20 @@ def read_declarations(root: Path) -> dict[str, Declaration]:
         raise AyfError(f"no dvc.yaml in {root}: run this in the project's folder") from error
     except yaml.YAMLError as error:
         raise AyfError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    known = _params(root)
     declared = {}
     for base, body in (document.get("stages") or {}).items():
         for item in _matrix_items(body.get("matrix")):
+            values = {**known, "item": item}
             name = f"{base}@{'-'.join(str(value) for value in item.values())}" if item else base
             declared[name] = Declaration(
                 name=name,
                 base=base,
                 item=item,
-                deps=_paths(body.get("deps"), item),
-                params=_param_keys(body.get("params"), item),
+                deps=_paths(body.get("deps"), values),
+                params=_param_keys(body.get("params"), values),
                 outputs=tuple(
-                    p for part in ("outs", "metrics", "plots") for p in _paths(body.get(part), item)
+                    p for part in ("outs", "metrics", "plots") for p in _paths(body.get(part), values)
                 ),
             )
     return declared
@@ -94,31 +96,40 @@ def _matrix_items(matrix: Mapping[str, list] | None) -> list[dict[str, Any]]:
     return [dict(zip(matrix, values, strict=True)) for values in product(*matrix.values())]
 
 
-def _paths(entries: list | None, item: Mapping[str, Any]) -> tuple[str, ...]:
+def _paths(entries: list | None, values: Mapping[str, Any]) -> tuple[str, ...]:
     """Paths of a `deps` or `outs` list; an entry is a path, or a path with its options."""
     names = [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in entries or []]
-    return tuple(_filled(str(name), item) for name in names)
+    return tuple(_filled(str(name), values) for name in names)
 
 
-def _param_keys(entries: list | None, item: Mapping[str, Any]) -> tuple[str, ...]:
+def _param_keys(entries: list | None, values: Mapping[str, Any]) -> tuple[str, ...]:
     keys: list[str] = []
     for entry in entries or []:
         if isinstance(entry, Mapping):
             raise AyfError(f"dvc.yaml: params {entry} name another file; this project has params.yaml only")
-        keys.append(_filled(str(entry), item))
+        keys.append(_filled(str(entry), values))
     return tuple(keys)
 
 
-def _filled(text: str, item: Mapping[str, Any]) -> str:
+def _filled(text: str, values: Mapping[str, Any]) -> str:
+    """`text` with each `${a.b}` replaced, as DVC does: by the matrix's item, or by a setting of params.yaml."""
+
     def value(match: re.Match[str]) -> str:
-        found: Any = {"item": item}
+        found: Any = values
         for part in match[1].strip().split("."):
             if not isinstance(found, Mapping) or part not in found:
-                raise AyfError(f"dvc.yaml: ${{{match[1]}}} is not known; only the matrix's ${{item.NAME}} is")
+                raise AyfError(
+                    f"dvc.yaml: ${{{match[1]}}} is neither the matrix's ${{item.NAME}} nor a setting of params.yaml"
+                )
             found = found[part]
         return str(found)
 
     return re.sub(r"\$\{([^}]+)\}", value, text)
+
+
+def _params(root: Path) -> dict[str, Any]:
+    path = root / "params.yaml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
 
 
 # ---------------------------------------------------------------------------------------------------- the key
@@ -159,7 +170,7 @@ def declared_params(root: Path, declaration: Declaration) -> dict[str, Any]:
     """
     if not declaration.params:
         return {}
-    document = yaml.safe_load((root / "params.yaml").read_text()) or {}
+    document = _params(root)
     values = {}
     for key in declaration.params:
         found: Any = document

@@ -1,6 +1,7 @@
 """What the Eulerian and the Lagrangian objective share: settings, the guidance law, and the stabilised loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -108,6 +109,10 @@ class Distillation:
     tangent: TangentSettings
     guidance: GuidanceLaw | None = None
     weighting: str = "uniform"
+
+    def past_warmup(self) -> Self:
+        """The same objective with the derivative term at its full weight from the first step."""
+        return replace(self, tangent=replace(self.tangent, warmup_steps=0))
 
     def draw(self, batch: Batch, random: StepRandom) -> Point:
         noise = random.normal("noise", batch.x.shape[1:], batch.x.dtype)

@@ -1,0 +1,94 @@
+"""The adversarial finish (AYF section 3.5): distillation keeps the flow map, a discriminator sharpens its full jump."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+from ayf_core.adversarial import discriminator_loss, gradient_ratio_weight, relativistic_generator_loss
+from ayf_core.objectives.base import Batch, Loss, Objective
+from ayf_core.randomness import StepRandom
+from ayf_core.tangents import unwrap
+
+LARGEST_RATIO = 1e4
+
+
+def one_step_samples(network: nn.Module, batch: Batch, random: StepRandom, guidance_scale: float | None) -> Tensor:
+    """Fakes f(x_1, 1, 0) with the labels of the batch, so that real and fake can be compared in pairs.
+
+    Which jumps the fakes use is open in the paper; the full jump is where a few-step model is weakest.
+    """
+    noise = random.normal("fake noise", batch.x.shape[1:], batch.x.dtype)
+    ones = torch.ones(len(noise), dtype=torch.float64, device=noise.device)
+    scale = None if guidance_scale is None else ones * guidance_scale
+    return noise - network(noise, ones, 0 * ones, batch.labels, scale)
+
+
+def average_over_workers(value: Tensor) -> Tensor:
+    """The mean of a tensor over all workers; itself in a single process."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(value)
+        value /= distributed.get_world_size()
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialFinish:
+    """Generator: distillation + weight * ratio * relativistic pairing loss of one-step samples.
+
+    The ratio makes both losses push the last layer equally hard (VQGAN, CTM).
+
+    Args:
+        distillation: the objective that trained the student.
+        discriminator: trained by the other phase, frozen here.
+        weight: α, the share of the adversarial push.
+        guidance_scale: λ of the fakes, None for a student without guidance. λ = 1 asks for the data's law.
+    """
+
+    distillation: Objective
+    discriminator: nn.Module
+    weight: float
+    guidance_scale: float | None
+
+    def __call__(
+        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
+    ) -> Loss:
+        loss = self.distillation(network, batch, random, step, monitor)
+        fake = one_step_samples(network, batch, random, self.guidance_scale)
+        self.discriminator.requires_grad_(False)
+        pairing = relativistic_generator_loss(
+            self.discriminator(batch.x, batch.labels), self.discriminator(fake, batch.labels)
+        )
+        self.discriminator.requires_grad_(True)
+        last = unwrap(network).last_layer
+        ratio = gradient_ratio_weight(loss.value, pairing, last, LARGEST_RATIO, average_over_workers)
+        loss.value = loss.value + self.weight * ratio * pairing
+        loss.metrics |= {"pairing": pairing.detach(), "gradient_ratio": ratio}
+        return loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorObjective:
+    """Discriminator: pairing loss + R1 + R2 on the generator's one-step samples.
+
+    Args:
+        generator: the student's bare network, frozen here.
+        r1, r2: strengths of the penalties on real and on generated samples.
+        guidance_scale: λ of the fakes.
+    """
+
+    generator: nn.Module
+    r1: float
+    r2: float
+    guidance_scale: float | None
+
+    def __call__(
+        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
+    ) -> Loss:
+        with torch.no_grad():
+            fake = one_step_samples(self.generator, batch, random, self.guidance_scale)
+        parts = discriminator_loss(network, batch.x, fake, batch.labels, gamma_real=self.r1, gamma_fake=self.r2)
+        accuracy = (parts.real_logits > parts.fake_logits).double().mean()
+        metrics = {"loss": parts.pairing.detach(), "r1": parts.r1.detach(), "r2": parts.r2.detach(), "accuracy": accuracy}
+        return Loss(parts.total, metrics)

@@ -1,0 +1,74 @@
+"""Pictures of samples: a grid of images, or a density of points in the plane."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+PAPER, INK, GAP = 255, (40, 40, 40), 2
+POINT_BINS, POINT_REACH = 160, 1.25
+
+
+def grid(x: Tensor, columns: int | None = None, side: int = 40) -> Image.Image:
+    """Images [N, C, H, W] in [-1, 1] in rows of `columns`, each about `side` pixels; points [N, 2] as one density."""
+    if x.ndim == 2:
+        return density(x, 4 * side)
+    columns = columns or math.ceil(math.sqrt(len(x)))
+    rows = math.ceil(len(x) / columns)
+    factor = max(1, round(side / x.shape[-1]))
+    height, width = x.shape[-2] * factor, x.shape[-1] * factor
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), (PAPER,) * 3)
+    for i, image in enumerate(x):
+        pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+        pixels = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(tile, (GAP + (i % columns) * (width + GAP), GAP + (i // columns) * (height + GAP)))
+    return sheet
+
+
+def density(points: Tensor, side: int, reach: float = POINT_REACH * math.sqrt(3)) -> Image.Image:
+    """How densely points [N, 2] lie in [-reach, reach]², dark where dense."""
+    counts, _, _ = np.histogram2d(
+        points[:, 1].cpu().numpy(), points[:, 0].cpu().numpy(), bins=POINT_BINS, range=[[-reach, reach]] * 2
+    )
+    scale = max(1.0, float(np.quantile(counts[counts > 0], 0.98)) if (counts > 0).any() else 1.0)
+    shade = (255 * (1 - np.clip(counts / scale, 0, 1))).astype(np.uint8)[::-1]
+    return Image.fromarray(shade).resize((side, side), Image.Resampling.BILINEAR).convert("RGB")
+
+
+def labelled_columns(columns: Mapping[str, Image.Image], title_height: int = 26) -> Image.Image:
+    """Pictures side by side, each under its title."""
+    font = ImageFont.load_default(size=15)
+    gap = 14
+    height = title_height + max(image.height for image in columns.values())
+    width = sum(image.width for image in columns.values()) + gap * (len(columns) + 1)
+    sheet = Image.new("RGB", (width, height + gap), (PAPER,) * 3)
+    draw = ImageDraw.Draw(sheet)
+    left = gap
+    for title, image in columns.items():
+        draw.text((left + image.width / 2, title_height / 2), title, fill=INK, font=font, anchor="mm")
+        sheet.paste(image, (left, title_height))
+        left += image.width + gap
+    return sheet
+
+
+def stacked(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures under one another."""
+    width = max(image.width for image in images)
+    sheet = Image.new("RGB", (width, sum(image.height for image in images)), (PAPER,) * 3)
+    top = 0
+    for image in images:
+        sheet.paste(image, (0, top))
+        top += image.height
+    return sheet
+
+
+def class_rows(num_classes: int, columns: int) -> Tensor:
+    """Labels [columns * rows], one class a row (up to ten classes); zeros for unconditional data."""
+    rows = max(1, min(num_classes, 10))
+    return torch.arange(rows).repeat_interleave(columns)

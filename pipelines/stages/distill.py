@@ -1,0 +1,133 @@
+"""Distil the (autoguided) teacher into a flow map, by the Eulerian or the Lagrangian objective."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ayf_core.flow_map import load_network
+from ayf_core.networks import build_network, copy_shared_weights
+from ayf_core.objectives import (
+    Distillation,
+    EulerianDistillation,
+    GuidanceLaw,
+    LagrangianDistillation,
+    TangentSettings,
+)
+from ayf_core.randomness import StepRandom
+from ayf_core.times import IntervalLaw
+from ayf_core.training.context import TrainingContext
+from ayf_core.training.data import LatentData
+from ayf_core.training.trainer import Phase
+from ayf_core.velocity import Autoguidance, ClassifierFreeGuidance, NetworkVelocity, VelocityField
+from pipelines import config as schema
+from pipelines.stage import Stage
+from pipelines.training import Job, fit, latent_data, latent_job, optimiser, publish_model, register
+
+OBJECTIVES = {"emd": EulerianDistillation, "lmd": LagrangianDistillation}
+
+
+def run(config: schema.Config, stage: Stage) -> None:
+    name = stage.item["objective"]
+    job = latent_job(config, stage, f"models/{name}")
+    result = stage.train(train, {"job": job, "distill": config.distill, "name": name, **teachers(stage)})
+    stage.run.log_values({"parameters": result["parameters"], "tangent_error": result["tangent_error"]})
+    register(config, stage, f"models/{name}")
+
+
+def teachers(stage: Stage) -> dict[str, Path]:
+    """Where the two teachers are; read once here, so that a damaged one stops before any work."""
+    folders = {name: stage.input(f"models/{name}") for name in ("teacher", "weak_teacher")}
+    for folder in folders.values():
+        load_network(folder)
+    return folders
+
+
+def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
+    job: Job = settings["job"]
+    distill: schema.Distill = settings["distill"]
+    training: schema.Training = getattr(distill, settings["name"]).training
+    teacher, _ = load_network(settings["teacher"], context.device)
+    guidance = guidance_law(distill.guidance)
+    torch.manual_seed(job.seed)
+    network = build_network(dataclasses.replace(teacher.spec, interval=True, guidance=guidance is not None))
+    copy_shared_weights(teacher, network)
+    objective = distillation(distill, settings["name"], settings, context)
+    error = checked(objective, network, latent_data(job), job, distill, context)
+    phase = Phase(settings["name"], network, objective, optimiser(training))
+    averages = fit([phase], latent_data(job), training, job, context)
+    result = publish_model(
+        network,
+        averages,
+        training,
+        job,
+        context,
+        role="flow_map",
+        objective=settings["name"],
+        guidance_range=guidance_range(distill.guidance),
+    )
+    return result | {"tangent_error": error}
+
+
+def guidance_law(guidance: schema.Guidance) -> GuidanceLaw | None:
+    if guidance.kind == "none":
+        return None
+    return GuidanceLaw(minimum=guidance.scale_min, maximum=guidance.scale_max)
+
+
+def guidance_range(guidance: schema.Guidance) -> list[float] | None:
+    return None if guidance.kind == "none" else [guidance.scale_min, guidance.scale_max]
+
+
+def guided_velocity(
+    kind: str, settings: dict[str, Any], device: torch.device | str
+) -> VelocityField:
+    """The velocity that is distilled: the teacher, guided as the settings say."""
+    network, _ = load_network(settings["teacher"], device)
+    teacher = NetworkVelocity(network)
+    if kind == "autoguidance":
+        weak, _ = load_network(settings["weak_teacher"], device)
+        return Autoguidance(teacher, NetworkVelocity(weak))
+    if kind == "classifier_free":
+        return ClassifierFreeGuidance(teacher, network.spec.num_classes)
+    return teacher
+
+
+def distillation(
+    distill: schema.Distill, name: str, settings: dict[str, Any], context: TrainingContext
+) -> Distillation:
+    tangent = distill.tangent
+    steps = getattr(distill, name).training.steps
+    return OBJECTIVES[name](
+        teacher=guided_velocity(distill.guidance.kind, settings, context.device),
+        time_law=IntervalLaw(**dataclasses.asdict(distill.time_law)),
+        guidance=guidance_law(distill.guidance),
+        weighting=distill.weighting,
+        tangent=TangentSettings(
+            backend=tangent.backend,
+            warmup_max=tangent.warmup_max,
+            warmup_steps=round(tangent.warmup_fraction * steps),
+            normalise=tangent.normalise,
+            normalisation_constant=tangent.normalisation_constant,
+            divide_by_sqrt_dim=tangent.divide_by_sqrt_dim,
+        ),
+    )
+
+
+def checked(
+    objective: Distillation,
+    network: nn.Module,
+    data: LatentData,
+    job: Job,
+    distill: schema.Distill,
+    context: TrainingContext,
+) -> float:
+    """The derivative engine's error on this network; refuses to train above the tolerance."""
+    random = StepRandom(job.seed, 0, 2, device=context.device)
+    batch = data.batch(torch.arange(2) % len(data), random)
+    batch = type(batch)(*(part.to(context.device) for part in batch))
+    return objective.self_check(network.to(context.device), batch, random, distill.tangent.self_check_tolerance)

@@ -1,0 +1,72 @@
+"""Finish a student adversarially: distillation goes on, a discriminator sharpens the one-step samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ayf_core.flow_map import load_network
+from ayf_core.networks.discriminator import build_discriminator
+from ayf_core.objectives import AdversarialFinish, DiscriminatorObjective
+from ayf_core.training.context import TrainingContext
+from ayf_core.training.trainer import Phase
+from pipelines import config as schema
+from pipelines.stage import Stage
+from pipelines.stages.distill import distillation, guidance_range, teachers
+from pipelines.training import fit, latent_data, latent_job, optimiser, publish_model, register
+
+
+def run(config: schema.Config, stage: Stage) -> None:
+    student = stage.input(f"models/{config.adversarial.student}")
+    load_network(student)
+    job = latent_job(config, stage, "models/adversarial")
+    settings = {
+        "job": job,
+        "distill": config.distill,
+        "adversarial": config.adversarial,
+        "student": student,
+        **teachers(stage),
+    }
+    result = stage.train(train, settings)
+    stage.run.log_values({"parameters": result["parameters"]})
+    register(config, stage, "models/adversarial")
+
+
+def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
+    job = settings["job"]
+    distill: schema.Distill = settings["distill"]
+    adversarial: schema.Adversarial = settings["adversarial"]
+    network, card = load_network(settings["student"], context.device)
+    network.requires_grad_(True)
+    torch.manual_seed(job.seed)
+    spec = network.spec
+    discriminator = build_discriminator(
+        spec.shape, width=adversarial.discriminator.width, num_classes=spec.num_classes
+    ).to(context.device)
+    limits = card["guidance_range"]
+    # λ = 1 asks for the data's own law, which is what the discriminator sees.
+    scale = None if limits is None else min(max(1.0, limits[0]), limits[1])
+    continued = distillation(distill, card["objective"], settings, context).past_warmup()
+    finish = AdversarialFinish(
+        distillation=continued, discriminator=discriminator, weight=adversarial.weight, guidance_scale=scale
+    )
+    judge = DiscriminatorObjective(
+        generator=network, r1=adversarial.r1, r2=adversarial.r2, guidance_scale=scale
+    )
+    training = adversarial.training
+    phases = [
+        Phase("student", network, finish, optimiser(training)),
+        Phase("discriminator", discriminator, judge, optimiser(training, adversarial.discriminator_learning_rate)),
+    ]
+    averages = fit(phases, latent_data(job), training, job, context)
+    return publish_model(
+        network,
+        averages,
+        training,
+        job,
+        context,
+        role="flow_map",
+        objective=card["objective"],
+        guidance_range=guidance_range(distill.guidance),
+    )

@@ -1,0 +1,62 @@
+"""Train the classifier whose features the Fréchet distance is measured in, where the settings ask for one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from ayf_core.data.datasets import DataSet
+from ayf_core.evaluation.features import SmallClassifier
+from ayf_core.objectives.base import Batch, Loss
+from ayf_core.randomness import StepRandom
+from ayf_core.training.context import TrainingContext
+from ayf_core.training.data import TensorData
+from ayf_core.training.trainer import Phase
+from pipelines import config as schema
+from pipelines.stage import Stage
+from pipelines.stages.train_codec import dataset_of
+from pipelines.training import Job, fit, optimiser
+
+NOISE = 0.1
+"""Standard deviation of the noise added to training images: features should not hang on single pixels."""
+
+
+def run(config: schema.Config, stage: Stage) -> None:
+    output = stage.output("models/features")
+    if config.features.kind == "classifier":
+        job = Job(seed=config.seed, runtime=stage.runtime, output=output)
+        result = stage.train(train, {"job": job, "features": config.features, "dataset": dataset_of(config)})
+        stage.run.log_values({"test_accuracy": result["test_accuracy"]})
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "features.json").write_text(json.dumps({"kind": config.features.kind}) + "\n")
+
+
+def classification(
+    network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
+) -> Loss:
+    """Cross-entropy of noisy images."""
+    logits = network(batch.x + NOISE * random.normal("augmentation", batch.x.shape[1:]))
+    loss = nn.functional.cross_entropy(logits, batch.labels)
+    accuracy = (logits.argmax(dim=1) == batch.labels).double().mean()
+    return Loss(loss, {"loss": loss.detach(), "accuracy": accuracy})
+
+
+def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
+    job: Job = settings["job"]
+    dataset: DataSet = settings["dataset"]
+    features: schema.Features = settings["features"]
+    torch.manual_seed(job.seed)
+    classifier = SmallClassifier(dataset.train.x.shape[1], dataset.num_classes, features.width)
+    phase = Phase("features", classifier, classification, optimiser(features.training))
+    data = TensorData(dataset.train.x, dataset.train.labels)
+    averages = fit([phase], data, features.training, job, context)
+    classifier.load_state_dict(averages.ema.weights(features.training.ema_std))
+    classifier.eval().cpu()
+    if context.rank == 0:
+        classifier.save(job.output)
+    with torch.no_grad():
+        correct = classifier(dataset.test.x).argmax(dim=1) == dataset.test.labels
+    return {"test_accuracy": float(correct.double().mean())}

@@ -1,0 +1,47 @@
+"""Train the teacher by flow matching; `train_weak_teacher` is the same with its own settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ayf_core.networks import build_network
+from ayf_core.objectives import FlowMatching
+from ayf_core.training.context import TrainingContext
+from ayf_core.training.trainer import Phase
+from pipelines import config as schema
+from pipelines.stage import Stage
+from pipelines.training import (
+    Job,
+    fit,
+    latent_data,
+    latent_job,
+    network_spec,
+    optimiser,
+    publish_model,
+    register,
+)
+
+
+def run(config: schema.Config, stage: Stage) -> None:
+    train_velocity(config.teacher, "teacher", config, stage)
+
+
+def train_velocity(settings: schema.Teacher, name: str, config: schema.Config, stage: Stage) -> None:
+    job = latent_job(config, stage, f"models/{name}")
+    result = stage.train(train, {"job": job, "teacher": settings, "name": name})
+    stage.run.log_values({"parameters": result["parameters"]})
+    register(config, stage, f"models/{name}")
+
+
+def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
+    job: Job = settings["job"]
+    teacher: schema.Teacher = settings["teacher"]
+    latents = job.latent_dataset()
+    torch.manual_seed(job.seed)
+    network = build_network(network_spec(teacher.network, latents))
+    objective = FlowMatching(null_label=latents.num_classes, label_dropout=teacher.label_dropout)
+    phase = Phase(settings["name"], network, objective, optimiser(teacher.training))
+    averages = fit([phase], latent_data(job), teacher.training, job, context)
+    return publish_model(network, averages, teacher.training, job, context, role="velocity")

@@ -1,0 +1,11 @@
+"""Train the weak teacher of autoguidance: a smaller network, trained less, on the same data."""
+
+from __future__ import annotations
+
+from pipelines.config import Config
+from pipelines.stage import Stage
+from pipelines.stages.train_teacher import train_velocity
+
+
+def run(config: Config, stage: Stage) -> None:
+    train_velocity(config.weak_teacher, "weak_teacher", config, stage)

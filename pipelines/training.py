@@ -1,0 +1,129 @@
+"""What the training functions of the stages share: from settings to the library's objects, and the finished model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ayf_core.data.latents import LatentDataset
+from ayf_core.generator import save_generator
+from ayf_core.networks import NetworkSpec
+from ayf_core.training.callbacks import FollowAverages
+from ayf_core.training.context import TrainingContext
+from ayf_core.training.data import LatentData, TrainingData
+from ayf_core.training.optimisers import OptimiserSettings
+from ayf_core.training.trainer import LoopSettings, Phase, Trainer
+from pipelines import config as schema
+from pipelines.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a training function is told, beside its own settings; plain data that travels to the workers."""
+
+    seed: int
+    runtime: schema.RuntimeConfig
+    latents: Path | None = None
+    codec: Path | None = None
+    output: Path
+
+    def latent_dataset(self) -> LatentDataset:
+        assert self.latents is not None
+        return LatentDataset(self.latents / "train")
+
+
+def latent_job(config: schema.Config, stage: Stage, output: str) -> Job:
+    """The job of a stage that trains on latents, whose checksums are verified before any work."""
+    job = Job(
+        seed=config.seed,
+        runtime=stage.runtime,
+        latents=stage.input("data/latents"),
+        codec=stage.input("models/codec"),
+        output=stage.output(output),
+    )
+    for split in ("train", "test"):
+        LatentDataset(stage.input("data/latents") / split).verify()
+    stage.run.log_dataset_input("data/latents", stage.digest("data/latents"))
+    return job
+
+
+def register(config: schema.Config, stage: Stage, output: str) -> None:
+    """Put the finished model into MLflow's registry, for example as `models:/digits-emd@current`."""
+    stage.run.register_model(stage.output(output), f"{config.data.name}-{Path(output).name}", "current")
+
+
+def optimiser(training: schema.Training, learning_rate: float | None = None) -> OptimiserSettings:
+    return OptimiserSettings(
+        learning_rate=learning_rate or training.learning_rate,
+        beta1=training.beta1,
+        beta2=training.beta2,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup_steps,
+        schedule=training.schedule,
+        gradient_clip=training.gradient_clip,
+    )
+
+
+def network_spec(network: schema.Network, latents: LatentDataset, **conditions: bool) -> NetworkSpec:
+    return NetworkSpec(
+        kind=network.kind,
+        shape=tuple(latents.shape),
+        num_classes=latents.num_classes,
+        width=network.width,
+        depth=network.depth,
+        heads=network.heads,
+        patch_size=network.patch_size,
+        activation=network.activation,
+        **conditions,
+    )
+
+
+def fit(
+    phases: list[Phase], data: TrainingData, training: schema.Training, job: Job, context: TrainingContext
+) -> FollowAverages:
+    """Train, and return the averages of the first phase's network."""
+    averages = FollowAverages(phases[0].network, training.ema_stds, context, training.steps)
+    loop = LoopSettings(
+        steps=training.steps,
+        batch_size=training.batch_size,
+        seed=job.seed,
+        micro_batch=job.runtime.micro_batch,
+        log_every=job.runtime.log_every,
+        checkpoint_every=job.runtime.checkpoint_every,
+    )
+    Trainer(phases, data, loop, context, [averages]).fit()
+    return averages
+
+
+def publish_model(
+    network: nn.Module,
+    averages: FollowAverages,
+    training: schema.Training,
+    job: Job,
+    context: TrainingContext,
+    *,
+    role: str,
+    **details: Any,
+) -> dict[str, Any]:
+    """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs."""
+    if context.rank == 0:
+        assert job.codec is not None
+        save_generator(
+            job.output,
+            network,
+            averages.ema.weights(training.ema_std),
+            role=role,
+            codec=job.codec,
+            space=job.latent_dataset().space,
+            snapshots=averages.folder,
+            ema_std=training.ema_std,
+            **details,
+        )
+    return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+
+
+def latent_data(job: Job) -> LatentData:
+    return LatentData(job.latent_dataset())
