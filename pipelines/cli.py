@@ -260,12 +260,18 @@ def sample(
 
     MODEL is a model folder, an output of the pipeline, or an MLflow model URI such as models:/NAME@ALIAS.
     """
+    from ayf_core.errors import AyfError
     from pipelines.config import project_root
     from pipelines.sampling import sample_grid
 
+    try:
+        root = project_root()
+    except AyfError:
+        # A model folder needs no project around it.
+        root = Path.cwd()
     sample_grid(
         model,
-        project_root(),
+        root,
         steps=steps,
         labels=labels,
         guidance_scale=guidance_scale,

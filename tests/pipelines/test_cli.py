@@ -1,6 +1,7 @@
 """The ayf command: what it prints, what it writes, and that a mistake is one line and exit status 1."""
 
-import importlib.util
+import importlib
+import inspect
 import json
 import os
 import shutil
@@ -228,19 +229,31 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What `ayf sample` asks of pipelines.sampling; nothing is sampled."""
     calls: list[dict] = []
     module = types.ModuleType("pipelines.sampling")
-    module.sample_grid = lambda model, **options: calls.append({"model": model, **options})  # type: ignore[attr-defined]
+    module.sample_grid = lambda model, root, **options: calls.append(
+        {"model": model, "root": root, **options}
+    )  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pipelines.sampling", module)
     return calls
 
 
-def test_sample_passes_on_what_was_asked(asked: list[dict], tmp_path: Path) -> None:
-    out = tmp_path / "grid.png"
+def test_sample_passes_on_what_was_asked(asked: list[dict], project: Path) -> None:
+    out = project / "grid.png"
     words = ["--steps", "2", "--labels", "3,7", "--guidance-scale", "1.5", "--seed", "4", "--gamma", "0.5"]
-    result = ayf("sample", "models/x", *words, "--out", str(out))
+    result = ayf("sample", "models/x", *words, "--count", "6", "--ema-std", "0.1", "--out", str(out))
     assert result.exit_code == 0, result.output
-    wanted = {"steps": 2, "labels": [3, 7], "guidance_scale": 1.5, "seed": 4, "gamma": 0.5, "out": out}
-    assert asked == [{"model": "models/x", **wanted}]
+    (passed,) = asked
+    assert passed.pop("root") == project
+    numbers = {"steps": 2, "guidance_scale": 1.5, "seed": 4, "gamma": 0.5, "count": 6, "ema_std": 0.1}
+    assert passed == {"model": "models/x", "labels": [3, 7], "out": out, **numbers}
     assert f"wrote {out}" in result.stdout
+
+
+def test_sample_needs_no_project_around_a_model(
+    asked: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert ayf("sample", "a/model").exit_code == 0
+    assert asked[0]["root"] == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -261,13 +274,11 @@ def test_sample_refuses_what_cannot_be_meant(asked: list[dict], option: str, val
     assert not asked
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("pipelines.sampling") is None, reason="pipelines.sampling is not there"
-)
-def test_the_sampler_takes_what_the_command_passes() -> None:
-    import inspect
-
-    from pipelines.sampling import sample_grid
-
-    options = dict.fromkeys(("steps", "labels", "guidance_scale", "seed", "gamma", "out"))
-    inspect.signature(sample_grid).bind("model", **options)
+def test_the_sampler_takes_what_the_command_passes(
+    asked: list[dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ayf("sample", "models/x").exit_code == 0
+    (passed,) = asked
+    monkeypatch.undo()
+    sampler = importlib.import_module("pipelines.sampling").sample_grid
+    inspect.signature(sampler).bind(passed.pop("model"), passed.pop("root"), **passed)
