@@ -331,7 +331,7 @@ def _mend_ray_record(experiment: Path) -> None:
 def _light_trainer() -> type:
     """`TorchTrainer` without two helpers that a Ray of one's own, fed from files, has no use for.
 
-    Each is a process that costs more than a second to start: one distributes Ray Data sets (there are none), one
+    Each is a process that costs more than a second to start: one hands out Ray Data sets (there are none), one
     outlives the controller to free its workers (the whole Ray ends with this process).
     """
     from ray.train.torch import TorchTrainer
@@ -339,7 +339,8 @@ def _light_trainer() -> type:
     class LightTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list:
             unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-            return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
+            made = super()._create_default_callbacks()  # type: ignore[misc]
+            return [c for c in made if type(c).__name__ not in unused]
 
     return LightTrainer
 

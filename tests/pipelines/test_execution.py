@@ -1,0 +1,187 @@
+"""Training functions under Ray Train and in this process: results, resumption, errors, what is logged and shown."""
+
+import importlib.util
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ayf_core.errors import AyfError
+from ayf_core.training.context import read_metrics
+from pipelines.execution import _mend_ray_record, run_training, worker_threads
+from pipelines.progress import TrainingProgress
+
+HERE = Path(__file__).parent
+_spec = importlib.util.spec_from_file_location("toy_project", HERE / "toy_project.py")
+toy = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(toy)
+
+REPOSITORY = HERE.parents[1]
+FINAL = [float(sum(range(1, 61)))] * 3  # of a walk of 60 steps
+
+
+def fit(folder, on_log=lambda records: None, **config):
+    settings = {"steps": 60, **config}
+    return run_training(toy.train, settings, folder=folder, name="walk", runtime=toy.runtime(), on_log=on_log)
+
+
+def start(root, stage="walk@up", mode="inline", workers=1, **environment):
+    """The stage in a process of its own."""
+    command = [sys.executable, str(HERE / "toy_project.py"), str(root), stage, mode, str(workers)]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_checkpoint(root, process, step, seconds=90):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        if any(int(p.name[5:]) >= step for p in root.glob("runs/*/*/training/checkpoints/step_*")):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"no checkpoint of step {step}: {process.communicate()[0] if process.poll() else 'too slow'}")
+
+
+def test_training_returns_its_result_and_hands_every_record_over(tmp_path):
+    seen = []
+    assert fit(tmp_path, seen.extend)["position"] == FINAL
+    assert [record["step"] for record in seen] == list(range(1, 61))
+
+
+def test_stopped_training_goes_on_from_its_last_checkpoint(tmp_path):
+    with pytest.raises(AyfError, match="ground is missing"):
+        fit(tmp_path, fail_at=35)
+    result = fit(tmp_path)
+    assert (result["start"], result["position"]) == (30, FINAL)
+    steps = [record["step"] for _, record in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == list(range(1, 61))
+
+
+def test_error_of_the_user_arrives_as_its_own_line(tmp_path):
+    with pytest.raises(AyfError) as caught:
+        fit(tmp_path, fail_at=5)
+    assert str(caught.value) == "the ground is missing; lay some"
+
+
+def test_any_other_error_is_one_line_that_names_the_traceback(tmp_path):
+    with pytest.raises(AyfError) as caught:
+        fit(tmp_path, bug_at=5)
+    path = tmp_path / "traceback_rank0.txt"
+    assert str(caught.value) == f"training stopped with KeyError: 'position'; the full traceback is in {path}"
+    assert "raise KeyError" in path.read_text()
+
+
+def test_records_that_could_not_be_logged_are_offered_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.execution._LOG_RETRY_SECONDS", 0.0)
+    attempts, taken = [], []
+
+    def on_log(records):
+        attempts.append(len(records))
+        if len(attempts) == 1:
+            raise ConnectionError("gone")
+        taken.extend(records)
+
+    fit(tmp_path, on_log, sleep=0.02)
+    assert len(attempts) > 1
+    assert [record["step"] for record in taken] == list(range(1, 61))
+
+
+def test_metrics_that_are_never_taken_stop_the_stage_and_say_so(tmp_path):
+    def on_log(records):
+        raise ConnectionError("the server is gone")
+
+    with pytest.raises(AyfError, match=r"could not be logged \(the server is gone\)"):
+        fit(tmp_path, on_log)
+
+
+def test_unknown_mode_is_refused(tmp_path):
+    with pytest.raises(AyfError, match="'clouds' is unknown"):
+        run_training(toy.train, {}, folder=tmp_path, name="x", runtime=toy.runtime("clouds"), on_log=print)
+
+
+def test_more_gpu_workers_than_gpus_are_refused(tmp_path):
+    runtime = toy.runtime()
+    runtime.device, runtime.workers = "cuda", 4096
+    with pytest.raises(AyfError, match="4096 GPU workers"):
+        run_training(toy.train, {}, folder=tmp_path, name="x", runtime=runtime, on_log=print)
+
+
+def test_threads_are_shared_out_between_workers_unless_set():
+    runtime = toy.runtime(workers=10**6)
+    assert worker_threads(runtime) == 1
+    runtime.threads_per_worker = 3
+    assert worker_threads(runtime) == 3
+    runtime.threads_per_worker, runtime.workers = None, 1
+    assert worker_threads(runtime) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("text", ['{"ray_version": "2.', '{"ray_version": "0.1", "checkpoint_results": []}'])
+def test_torn_or_foreign_ray_record_is_removed(tmp_path, text):
+    record = tmp_path / "checkpoint_manager_snapshot.json"
+    record.write_text(text)
+    _mend_ray_record(tmp_path)
+    assert not record.exists()
+
+
+def test_ray_record_of_missing_checkpoints_is_removed_and_a_sound_one_kept(tmp_path):
+    import ray
+
+    record = tmp_path / "checkpoint_manager_snapshot.json"
+    results = [{"checkpoint_dir_name": "step_00000010"}]
+    record.write_text(json.dumps({"ray_version": ray.__version__, "checkpoint_results": results}))
+    (tmp_path / "step_00000010").mkdir()
+    _mend_ray_record(tmp_path)
+    assert record.exists()
+    (tmp_path / "step_00000010").rmdir()
+    _mend_ray_record(tmp_path)
+    assert not record.exists()
+
+
+def test_outside_a_terminal_progress_is_a_line_every_tenth():
+    out = io.StringIO()
+    with TrainingProgress("walk", Console(file=out, width=200)) as progress:
+        progress.note("starting Ray")
+        for step in range(1, 101):
+            progress.update([{"step": step, "total": 100, "time": step / 4, "metrics": {"loss": 2.0}}])
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "walk: starting Ray"
+    assert lines[1] == "walk: step 10 of 100, loss 2, 4 steps/s, 22 s left"
+    assert len(lines) == 11  # the note, nine tenths, the summary
+    assert lines[-1] == "walk: 100 steps in 25 s, loss 2, 4 steps/s"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_on_ray_a_killed_driver_resumes_and_a_dead_address_does_not_matter(tmp_path):
+    root = toy.write_project(tmp_path, "make: {size: 3}\nwalk: {steps: 60, sleep: 0.1}\n")
+    toy.run(root, "make")
+    first = start(root, mode="ray", RAY_ADDRESS="127.0.0.1:9")
+    wait_for_checkpoint(root, first, 20)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    again = start(root, mode="ray", RAY_ADDRESS="127.0.0.1:9")
+    output = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, output
+    assert "Traceback" not in output
+    assert "INFO" not in output
+    assert json.loads((root / "models/up/model.json").read_text()) == FINAL
+    result = json.loads(next(root.glob("runs/walk@up/*/training/result.json")).read_text())
+    assert result["start"] >= 20
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_on_ray_two_workers_reduce_together_and_a_killed_one_is_replaced(tmp_path):
+    root = toy.write_project(tmp_path, "make: {size: 3}\nwalk: {steps: 60, kill_at: 25}\n")
+    toy.run(root, "make")
+    process = start(root, mode="ray", workers=2)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    result = json.loads(next(root.glob("runs/walk@up/*/training/result.json")).read_text())
+    assert result == {"position": FINAL, "start": 20, "workers": 2}
