@@ -4,24 +4,42 @@ The library alone needs nothing but torch, numpy, safetensors and jaxtyping; exp
 are in `pipelines`. After Sabour, Fidler and Kreis, *Align Your Flow*, arXiv 2506.14603.
 """
 
-from ayf_core.errors import AyfError
-from ayf_core.flow_map import FlowMap
-from ayf_core.generator import Generator
-from ayf_core.networks import NetworkSpec, build_network
-from ayf_core.samplers import sample_flow_map, solve_ode, uniform_grid
-from ayf_core.velocity import Autoguidance, ClassifierFreeGuidance, NetworkVelocity, VelocityField
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Autoguidance",
-    "AyfError",
-    "ClassifierFreeGuidance",
-    "FlowMap",
-    "Generator",
-    "NetworkSpec",
-    "NetworkVelocity",
-    "VelocityField",
-    "build_network",
-    "sample_flow_map",
-    "solve_ode",
-    "uniform_grid",
-]
+if TYPE_CHECKING:
+    from ayf_core.errors import AyfError as AyfError
+    from ayf_core.flow_map import FlowMap as FlowMap
+    from ayf_core.generator import Generator as Generator
+    from ayf_core.networks import NetworkSpec as NetworkSpec
+    from ayf_core.networks import build_network as build_network
+    from ayf_core.samplers import sample_flow_map as sample_flow_map
+    from ayf_core.samplers import solve_ode as solve_ode
+    from ayf_core.samplers import uniform_grid as uniform_grid
+    from ayf_core.velocity import Autoguidance as Autoguidance
+    from ayf_core.velocity import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from ayf_core.velocity import NetworkVelocity as NetworkVelocity
+    from ayf_core.velocity import VelocityField as VelocityField
+
+_HOME = {
+    "AyfError": "errors",
+    "FlowMap": "flow_map",
+    "Generator": "generator",
+    "NetworkSpec": "networks",
+    "build_network": "networks",
+    "sample_flow_map": "samplers",
+    "solve_ode": "samplers",
+    "uniform_grid": "samplers",
+    "Autoguidance": "velocity",
+    "ClassifierFreeGuidance": "velocity",
+    "NetworkVelocity": "velocity",
+    "VelocityField": "velocity",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `ayf --help` must not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'ayf_core' has no attribute '{name}'")
+    return getattr(import_module(f"ayf_core.{_HOME[name]}"), name)

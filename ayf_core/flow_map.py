@@ -77,7 +77,12 @@ class FlowMap(nn.Module):
 
 
 def save_network(
-    folder: str | Path, network: nn.Module, weights: Mapping[str, Tensor] | None = None, *, role: str, **details: Any
+    folder: str | Path,
+    network: nn.Module,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    role: str,
+    **details: Any,
 ) -> None:
     """Write `model.safetensors` (weights) and `model.json` (architecture, checksum, details) into a folder.
 

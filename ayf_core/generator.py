@@ -104,7 +104,9 @@ class Generator:
             )
         else:
             if guidance_scale not in (None, 1.0) and velocity is None:
-                raise AyfError("a velocity network has no guidance by itself: name a distilled student, or a guided field")
+                raise AyfError(
+                    "a velocity network has no guidance by itself: name a distilled student, or a guided field"
+                )
             field = velocity if velocity is not None else NetworkVelocity(self.network)
             # An odd number of calls is Heun's (its last step is Euler's); an even one can only be Euler's.
             steps, method = ((evaluations + 1) // 2, "heun") if evaluations % 2 else (evaluations, "euler")

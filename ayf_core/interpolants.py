@@ -7,9 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def expand(
-    coefficient: Float[Tensor, " batch"], x: Float[Tensor, "batch *dims"]
-) -> Float[Tensor, "batch *ones"]:
+def expand(coefficient: Float[Tensor, " batch"], x: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *ones"]:
     """View a per-sample coefficient [B] as [B, 1, ..., 1] in the dtype of x [B, *D], so that it broadcasts
     over x.
 
@@ -29,8 +27,6 @@ class LinearInterpolant:
         return expand(1 - t, x0) * x0 + expand(t, x0) * x1
 
     @staticmethod
-    def velocity(
-        x0: Float[Tensor, "batch *dims"], x1: Float[Tensor, "batch *dims"]
-    ) -> Float[Tensor, "batch *dims"]:
+    def velocity(x0: Float[Tensor, "batch *dims"], x1: Float[Tensor, "batch *dims"]) -> Float[Tensor, "batch *dims"]:
         """Conditional velocity d x_t / dt = x_1 - x_0, constant along the path."""
         return x1 - x0

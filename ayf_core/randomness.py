@@ -27,7 +27,14 @@ class StepRandom:
         device: where the draws are made; CPU and GPU draw different numbers.
     """
 
-    def __init__(self, seed: int, step: int, global_batch: int, rows: slice | None = None, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        global_batch: int,
+        rows: slice | None = None,
+        device: torch.device | str = "cpu",
+    ):
         self.seed = seed
         self.step = step
         self.global_batch = global_batch

@@ -33,7 +33,9 @@ class NetworkVelocity:
     def __init__(self, network: nn.Module):
         self.network = network
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None
+    ) -> Tensor:
         return self.network(x, t, t, labels)
 
 
@@ -45,7 +47,9 @@ class FlowMapVelocity:
     def __init__(self, network: nn.Module):
         self.network = network
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None
+    ) -> Tensor:
         return self.network(x, t, t, labels, guidance_scale)
 
 
@@ -60,7 +64,9 @@ class Autoguidance:
         self.weak_teacher = weak_teacher
         self.evaluations_per_call = teacher.evaluations_per_call + weak_teacher.evaluations_per_call
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None
+    ) -> Tensor:
         strong = self.teacher(x, t, labels)
         if guidance_scale is None:
             return strong
@@ -76,7 +82,9 @@ class ClassifierFreeGuidance:
         self.null_label = null_label
         self.evaluations_per_call = 2 * teacher.evaluations_per_call
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None
+    ) -> Tensor:
         conditional = self.teacher(x, t, labels)
         if guidance_scale is None or labels is None:
             return conditional

@@ -28,9 +28,7 @@ class _OneLineErrors(click.Group):
             ctx.exit(1)
 
 
-@click.group(
-    cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def main() -> None:
     """Train, distil and evaluate flow maps (Align Your Flow).
 
@@ -144,9 +142,7 @@ def _replace(root: Path, config: Config, preset: str) -> None:
         click.echo(f"params.yaml written from preset {preset} (there was no readable one before)")
         return
     changes = differences(before, config)
-    click.echo(
-        f"params.yaml: {_settings(len(changes))} changed" if changes else "params.yaml: no setting changed"
-    )
+    click.echo(f"params.yaml: {_settings(len(changes))} changed" if changes else "params.yaml: no setting changed")
     _print_changes(changes)
 
 
@@ -186,9 +182,7 @@ def doctor() -> None:
 
 
 @main.command(short_help="The MLflow pages over the project's runs.")
-@click.option(
-    "--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on."
-)
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 def ui(port: int, host: str) -> None:
     """Serve the MLflow pages over the project's store, until Ctrl-C.
@@ -215,9 +209,7 @@ def _read_labels(ctx: click.Context, option: click.Parameter, text: str | None) 
     try:
         labels = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(
-            f"{text!r}: give whole numbers with commas between them, e.g. 3,7"
-        ) from error
+        raise click.BadParameter(f"{text!r}: give whole numbers with commas between them, e.g. 3,7") from error
     if min(labels) < 0:
         raise click.BadParameter(f"{text!r}: labels are 0 or more")
     return labels

@@ -62,9 +62,7 @@ class Codec:
     kind: str = setting("how data become latents", choices=("autoencoder_kl", "identity"))
     pretrained: str | None = setting("local folder or hub id: nothing is trained then")
     latent_channels: int = setting("channels of a latent", at_least=1)
-    channels: list[int] = setting(
-        "width a level; each level after the first halves the side", at_least=1, repeats=True
-    )
+    channels: list[int] = setting("width a level; each level after the first halves the side", at_least=1, repeats=True)
     layers_per_block: int = setting("residual layers a level", at_least=1)
     kl_weight: float = setting("weight of the KL term", at_least=0.0)
     training: Training = setting("how the codec is trained")
@@ -98,9 +96,7 @@ class Teacher:
 class Guidance:
     kind: str = setting("what guides the teacher", choices=("autoguidance", "classifier_free", "none"))
     scale_min: float = setting("smallest guidance scale λ drawn; 1 = unguided", at_least=0.0)
-    scale_max: float = setting(
-        "largest guidance scale λ drawn; the student takes λ as an input", at_least=0.0
-    )
+    scale_max: float = setting("largest guidance scale λ drawn; the student takes λ as an input", at_least=0.0)
 
 
 @dataclass
@@ -113,9 +109,7 @@ class TimeLaw:
 
 @dataclass
 class Tangent:
-    backend: str = setting(
-        "how d/dt of the network is taken", choices=("split", "fused", "finite_difference")
-    )
+    backend: str = setting("how d/dt of the network is taken", choices=("split", "fused", "finite_difference"))
     warmup_max: float = setting("final weight r of the tangent's derivative term", at_least=0.0, at_most=1.0)
     warmup_fraction: float = setting("share of the steps over which r grows", at_least=0.0, at_most=1.0)
     normalise: bool = setting("divide the tangent by its norm + c")
@@ -400,9 +394,7 @@ def compose(root: Path, recipe: str, overrides: Sequence[str]) -> DictConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store(name="schema", node=Config)
-    search = (
-        'hydra.searchpath=["file://' + str(root.resolve()).replace("\\", "\\\\").replace('"', '\\"') + '"]'
-    )
+    search = 'hydra.searchpath=["file://' + str(root.resolve()).replace("\\", "\\\\").replace('"', '\\"') + '"]'
     try:
         with initialize_config_dir(str(conf_folder(root).resolve()), version_base="1.3"):
             return hydra_compose(recipe, overrides=[search, *overrides])
@@ -459,9 +451,7 @@ def config_subtree(config: Mapping[str, Any], key: str) -> Any:
 class RuntimeConfig:
     """Where and how things run; nothing here changes a result, so nothing here is in ``params.yaml``."""
 
-    mode: str = setting(
-        "ray = processes of Ray Train; inline = this process", choices=("ray", "inline"), default="ray"
-    )
+    mode: str = setting("ray = processes of Ray Train; inline = this process", choices=("ray", "inline"), default="ray")
     workers: int = setting("training processes", at_least=1, default=1)
     threads_per_worker: int | None = setting("null = all cores / workers", at_least=1, default=None)
     device: str = setting("auto = CUDA where there is one", choices=("auto", "cpu", "cuda"), default="auto")
@@ -486,9 +476,7 @@ def load_runtime(root: Path | None = None, name: str | None = None) -> RuntimeCo
     choices = sorted(file.stem for file in folder.glob("*.yaml"))
     if not path.is_file():
         guess = settings.nearest(name, choices)
-        hint = (
-            f"did you mean {guess}?" if guess else f"choose one of {', '.join(choices)}, or a path to a file"
-        )
+        hint = f"did you mean {guess}?" if guess else f"choose one of {', '.join(choices)}, or a path to a file"
         raise AyfError(f"no runtime {name} (from AYF_RUNTIME or conf/runtime): {hint}")
     document = read_document(path, f"choose one of {', '.join(choices)}")
     problems = document.shape_problems(RuntimeConfig)
@@ -502,9 +490,7 @@ def _typed_runtime(path: Path, document: settings.Document) -> RuntimeConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        runtime = OmegaConf.to_object(
-            OmegaConf.merge(OmegaConf.structured(RuntimeConfig), OmegaConf.load(path))
-        )
+        runtime = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RuntimeConfig), OmegaConf.load(path)))
     except OmegaConfBaseException as error:
         raise AyfError(_located(document, _type_problem(error, RuntimeConfig))) from error
     assert isinstance(runtime, RuntimeConfig)

@@ -123,9 +123,7 @@ def packages() -> Check:
     absent = [name for name in REQUIRED if _version(name) is None]
     if absent:
         return Check("packages", "missing", f"without {', '.join(absent)}", f"pip install {' '.join(absent)}")
-    return Check(
-        "packages", "ok", ", ".join(f"{name} {_version(name)}" for name in ("dvc", "mlflow", "diffusers"))
-    )
+    return Check("packages", "ok", ", ".join(f"{name} {_version(name)}" for name in ("dvc", "mlflow", "diffusers")))
 
 
 def optional_packages() -> Check:
@@ -146,9 +144,7 @@ def devices(runtime: RuntimeConfig) -> Check:
 
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        return Check(
-            "devices", "ok", ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in names)
-        )
+        return Check("devices", "ok", ", ".join(f"{gpu.name} {gpu.total_memory / GIB:.0f} GiB" for gpu in names))
     if runtime.device == "cuda":
         return Check("devices", "missing", "no CUDA device", "set device: auto in the runtime, or add a GPU")
     return Check("devices", "ok", "CPU (no CUDA device: not needed for the presets here)")
@@ -158,9 +154,7 @@ def cores(runtime: RuntimeConfig) -> Check:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = runtime.workers * (runtime.threads_per_worker or 1)
     if wanted > usable:
-        return Check(
-            "cores", "note", f"{usable}, while the runtime asks for {wanted}", "expect slow training"
-        )
+        return Check("cores", "note", f"{usable}, while the runtime asks for {wanted}", "expect slow training")
     return Check("cores", "ok", str(usable))
 
 
@@ -202,9 +196,7 @@ def git_state(root: Path) -> Check:
 
 
 def _git(root: Path, *arguments: str) -> str | None:
-    done = subprocess.run(
-        ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=False
-    )
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -229,9 +229,7 @@ def _run_on_ray(
 def _train_on_worker(job: dict) -> dict:
     torch.set_num_threads(job["threads"])
     folder = Path(job["folder"])
-    if (
-        folder / _FAILURE
-    ).exists():  # Ray starts the workers again after a failure that will only repeat itself
+    if (folder / _FAILURE).exists():  # Ray starts the workers again after a failure that will only repeat itself
         return {"failure": json.loads((folder / _FAILURE).read_text())}
     return _guarded(job, RayContext(folder))
 
@@ -319,9 +317,7 @@ def _mend_ray_record(experiment: Path) -> None:
     try:
         known = json.loads(record.read_text())
         names = [result["checkpoint_dir_name"] for result in known["checkpoint_results"]]
-        sound = known["ray_version"] == ray.__version__ and all(
-            (experiment / name).is_dir() for name in names
-        )
+        sound = known["ray_version"] == ray.__version__ and all((experiment / name).is_dir() for name in names)
     except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:
@@ -331,8 +327,8 @@ def _mend_ray_record(experiment: Path) -> None:
 def _light_trainer() -> type:
     """`TorchTrainer` without two helpers that a Ray of one's own, fed from files, has no use for.
 
-    Each is a process that costs more than a second to start: one hands out Ray Data sets (there are none), one
-    outlives the controller to free its workers (the whole Ray ends with this process).
+    Each is a process that costs more than a second to start: one hands out Ray Data sets (there are none),
+    one outlives the controller to free its workers (the whole Ray ends with this process).
     """
     from ray.train.torch import TorchTrainer
 

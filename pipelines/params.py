@@ -81,9 +81,7 @@ def _composed(root: Path, recipe: str, groups: Sequence[str], overrides: Sequenc
 def _check_override(override: str) -> None:
     match = _OVERRIDE.match(override)
     if match is None:
-        raise AyfError(
-            f"cannot read {override!r}: write a setting as key=value, e.g. teacher.training.steps=500"
-        )
+        raise AyfError(f"cannot read {override!r}: write a setting as key=value, e.g. teacher.training.steps=500")
     key = match["key"]
     if "${" in match["value"]:
         raise AyfError(f"{key} would refer to another value with ${{...}}: write the value out")
@@ -129,9 +127,7 @@ def undeclared(root: Path) -> list[str]:
     declared = {key for stage in stages for key in stage.params}
     for key in settings.settings_of(Config):
         if not any(key == name or key.startswith(f"{name}.") for name in declared):
-            problems[f"dvc.yaml: no stage declares {key}: add it to the params of the stage it changes"] = (
-                None
-            )
+            problems[f"dvc.yaml: no stage declares {key}: add it to the params of the stage it changes"] = None
     return list(problems)
 
 
@@ -159,9 +155,7 @@ def differences(before: Config, after: Config) -> list[Change]:
     """The settings in which two configurations differ, in the order of the file."""
     old, new = before.to_dict(), after.to_dict()
     return [
-        Change(
-            key, settings.literal(settings.subtree(old, key)), settings.literal(settings.subtree(new, key))
-        )
+        Change(key, settings.literal(settings.subtree(old, key)), settings.literal(settings.subtree(new, key)))
         for key in settings.settings_of(Config)
         if settings.subtree(old, key) != settings.subtree(new, key)
     ]
@@ -205,9 +199,7 @@ def _group_lines(values: Mapping[str, Any], schema: type, indent: str, explained
     for field in dataclasses.fields(schema):
         if field.name not in texts:
             lines.append(f"{indent}{field.name}:  # {field.metadata['help']}")
-            lines += _group_lines(
-                values[field.name], typing.cast(type, hints[field.name]), indent + "  ", explained
-            )
+            lines += _group_lines(values[field.name], typing.cast(type, hints[field.name]), indent + "  ", explained)
         elif comment_leaves:
             lines.append(f"{texts[field.name]:<{column}}# {_comment(leaves[field.name])}")
         else:

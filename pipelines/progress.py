@@ -75,9 +75,7 @@ class TrainingProgress:
         step, total = self._last["step"], self._last["total"]
         if self._live:
             self._note = ""
-            self._bar.update(
-                self._task, description=self._name, completed=step, total=total, figures=self._figures()
-            )
+            self._bar.update(self._task, description=self._name, completed=step, total=total, figures=self._figures())
         elif total and step * 10 // total > self._tenths_said and step < total:
             self._tenths_said = step * 10 // total
             self._say(f"step {step:,} of {total:,}, {self._figures()}{self._time_left()}")

@@ -140,9 +140,7 @@ def settings_of(schema: type) -> Mapping[str, Setting]:
 
 def groups_of(schema: type) -> set[str]:
     """The dotted keys that hold other settings: ``distill``, ``distill.emd``, ..."""
-    return {
-        key.rsplit(".", depth)[0] for key in settings_of(schema) for depth in range(1, key.count(".") + 1)
-    }
+    return {key.rsplit(".", depth)[0] for key in settings_of(schema) for depth in range(1, key.count(".") + 1)}
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
@@ -308,18 +306,14 @@ class Document:
                 unknown.append(key)
                 problems.append(f"{self.where(key)}: {unknown_key(key, schema)}")
             elif key in groups and kind != "group":
-                problems.append(
-                    f"{self.where(key)}: {key} must be a group of settings ({self._inside(key, leaves)})"
-                )
+                problems.append(f"{self.where(key)}: {key} must be a group of settings ({self._inside(key, leaves)})")
             elif key in leaves and kind == "group":
                 unknown.append(key)
                 problems.append(f"{self.where(key)}: {key} must be a single value: {leaves[key].allowed()}")
             elif kind == "null" and not leaves[key].nullable:
                 problems.append(f"{self.where(key)}: {key} has no value: give it {leaves[key].allowed()}")
             elif kind == "reference":
-                problems.append(
-                    f"{self.where(key)}: {key} refers to another value with ${{...}}; write the value out"
-                )
+                problems.append(f"{self.where(key)}: {key} refers to another value with ${{...}}; write the value out")
         absent: list[str] = []
         for key, leaf in leaves.items():
             if key in self.lines or not leaf.required or self._reported_above(key, groups, absent):
@@ -334,9 +328,7 @@ class Document:
             )
             if parent is not None:
                 absent.append(parent)
-                problems.append(
-                    f"{self.name}: the group {parent} is missing ({self._inside(parent, leaves)}); add it"
-                )
+                problems.append(f"{self.name}: the group {parent} is missing ({self._inside(parent, leaves)}); add it")
             else:
                 problems.append(f"{self.name}: {key} is missing: add it, {leaf.allowed()}")
         return problems
@@ -350,7 +342,5 @@ class Document:
 
     @staticmethod
     def _inside(group: str, leaves: Mapping[str, Setting]) -> str:
-        names = dict.fromkeys(
-            key[len(group) + 1 :].split(".")[0] for key in leaves if key.startswith(f"{group}.")
-        )
+        names = dict.fromkeys(key[len(group) + 1 :].split(".")[0] for key in leaves if key.startswith(f"{group}."))
         return ", ".join(names)

@@ -83,9 +83,7 @@ def read_declarations(root: Path) -> dict[str, Declaration]:
                 item=item,
                 deps=_paths(body.get("deps"), values),
                 params=_param_keys(body.get("params"), values),
-                outputs=tuple(
-                    p for part in ("outs", "metrics", "plots") for p in _paths(body.get(part), values)
-                ),
+                outputs=tuple(p for part in ("outs", "metrics", "plots") for p in _paths(body.get(part), values)),
             )
     return declared
 
@@ -176,9 +174,7 @@ def declared_params(root: Path, declaration: Declaration) -> dict[str, Any]:
         found: Any = document
         for part in key.split("."):
             if not isinstance(found, Mapping) or part not in found:
-                raise AyfError(
-                    f"params.yaml has no {key}, which {declaration.name} declares in dvc.yaml: add it"
-                )
+                raise AyfError(f"params.yaml has no {key}, which {declaration.name} declares in dvc.yaml: add it")
             found = found[part]
         values[key] = found
     return values
@@ -189,12 +185,8 @@ def check_deps(root: Path, declaration: Declaration, declared: Mapping[str, Decl
     for dep in declaration.deps:
         if (root / dep).exists():
             continue
-        maker = next(
-            (d.name for d in declared.values() if any(_overlap(dep, out) for out in d.outputs)), None
-        )
-        remedy = (
-            f"run `dvc repro {maker}`, which makes it" if maker else "no stage makes it: restore it (git)"
-        )
+        maker = next((d.name for d in declared.values() if any(_overlap(dep, out) for out in d.outputs)), None)
+        remedy = f"run `dvc repro {maker}`, which makes it" if maker else "no stage makes it: restore it (git)"
         raise AyfError(f"{declaration.name} reads {dep}, which is missing; {remedy}")
 
 
@@ -225,17 +217,13 @@ class Stage:
     def input(self, path: str) -> Path:
         """A declared dep's place. Raises AyfError for an undeclared one: DVC would not notice its changes."""
         if path not in self.inputs:
-            raise AyfError(
-                f"{self.name} reads {path}, which dvc.yaml does not list among its deps: add it there"
-            )
+            raise AyfError(f"{self.name} reads {path}, which dvc.yaml does not list among its deps: add it there")
         return self.inputs[path]
 
     def output(self, path: str) -> Path:
         """Where to write a declared output: a place in scratch, published once the stage has finished."""
         if path not in self.declaration.outputs:
-            raise AyfError(
-                f"{self.name} writes {path}, which dvc.yaml does not list among its outs: add it there"
-            )
+            raise AyfError(f"{self.name} writes {path}, which dvc.yaml does not list among its outs: add it there")
         place = self.scratch / "outputs" / path
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
@@ -457,9 +445,7 @@ def _only_writer(folder: Path, name: str) -> Iterator[IO[str]]:
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise AyfError(
-                f"{name} is being run already (process {holder}): wait for it or end it"
-            ) from error
+            raise AyfError(f"{name} is being run already (process {holder}): wait for it or end it") from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
@@ -472,9 +458,7 @@ def _only_writer(folder: Path, name: str) -> Iterator[IO[str]]:
 def main(arguments: list[str]) -> int:
     """`python -m pipelines STAGE`: run a stage of the project around the working directory."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print(
-            "usage: python -m pipelines STAGE     (a stage of dvc.yaml, such as distill@emd)", file=sys.stderr
-        )
+        print("usage: python -m pipelines STAGE     (a stage of dvc.yaml, such as distill@emd)", file=sys.stderr)
         return 2
     _end_with_parent()
     signal.signal(signal.SIGTERM, _terminate)
@@ -484,9 +468,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            f"interrupted: run {arguments[0]} again and it goes on from its last checkpoint", file=sys.stderr
-        )
+        print(f"interrupted: run {arguments[0]} again and it goes on from its last checkpoint", file=sys.stderr)
         return INTERRUPTED
     return 0
 

@@ -72,9 +72,7 @@ def tracking_uri(root: Path, runtime: RuntimeConfig | None = None) -> str:
         database = (root / uri.removeprefix("sqlite:///")).absolute()
         return _ready_sqlite(database, database.parent / "artifacts")
     if uri.startswith("file:") or "://" not in uri:
-        raise AyfError(
-            f"{source} = {uri}: MLflow keeps no runs in folders; use sqlite:///FILE.db or http://..."
-        )
+        raise AyfError(f"{source} = {uri}: MLflow keeps no runs in folders; use sqlite:///FILE.db or http://...")
     return uri
 
 
@@ -236,7 +234,6 @@ def open_run(
         tags: more tags; `ayf.key` finds the run of a stage killed before it could note the run's id.
     """
     uri = tracking_uri(root, runtime)
-    mlflow.set_tracking_uri(uri)
     client = MlflowClient(uri)
     run = _known_run(client, scratch) or _unfinished_run(client, tags.get(KEY_TAG))
     if run is None:
@@ -254,9 +251,7 @@ def find_run_by_output(path: str, fingerprint: str, uri: str) -> str | None:
     """The id of the newest run that published `path` with these contents."""
     client = MlflowClient(uri)
     wanted = f"tags.`{OUTPUT_TAG}{path}` = '{fingerprint}'"
-    found = client.search_runs(
-        [_experiment(client)], wanted, max_results=1, order_by=["attributes.start_time DESC"]
-    )
+    found = client.search_runs([_experiment(client)], wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return found[0].info.run_id if found else None
 
 
@@ -280,18 +275,27 @@ def resolve_model(uri_or_path: str | Path, root: Path, runtime: RuntimeConfig | 
         path = Path(text) if Path(text).is_absolute() or Path(text).exists() else root / text
         if path.exists():
             return path.absolute()
-        raise AyfError(
-            f"there is no model at {text}; give a folder, models:/NAME@ALIAS, models:/NAME/1 or runs:/..."
-        )
+        raise AyfError(f"there is no model at {text}; give a folder, models:/NAME@ALIAS, models:/NAME/1 or runs:/...")
     uri = tracking_uri(root, runtime)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
+    client = MlflowClient(uri)
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=text, tracking_uri=uri)).absolute()
+        source = _model_source(client, text) if text.startswith("models:/") else text
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=uri)).absolute()
     except (MlflowException, OSError) as error:
-        names = [model.name for model in MlflowClient(uri).search_registered_models()]
+        names = [model.name for model in client.search_registered_models()]
         there = f"registered models: {', '.join(sorted(names))}" if names else "no model is registered yet"
         raise AyfError(f"{text} is not in the MLflow store {uri}; {there}") from error
+
+
+def _model_source(client: MlflowClient, uri: str) -> str:
+    """Where the files of `models:/name@alias` or `models:/name/3` are (MlflowException where there is none)."""
+    path = uri.removeprefix("models:/")
+    if "@" in path:
+        name, alias = path.rsplit("@", 1)
+        version = client.get_model_version_by_alias(name, alias).version
+    else:
+        name, _, version = path.rpartition("/")
+    return client.get_model_version_download_uri(name, str(version))
 
 
 class DvcSource(DatasetSource):

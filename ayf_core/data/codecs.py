@@ -228,9 +228,7 @@ class AutoencoderKLCodec(nn.Module):
             AyfError: the images have other channels than the codec, or a side it cannot halve often enough.
         """
         if len(x_shape) != 3:
-            raise AyfError(
-                f"an AutoencoderKL codec needs images [C, H, W], the data are {list(x_shape)}: use identity"
-            )
+            raise AyfError(f"an AutoencoderKL codec needs images [C, H, W], the data are {list(x_shape)}: use identity")
         image_channels, height, width = x_shape
         if image_channels != self.image_channels:
             raise AyfError(
@@ -245,9 +243,7 @@ class AutoencoderKLCodec(nn.Module):
         return (self.latent_channels, height // self.downsampling, width // self.downsampling)
 
     @torch.no_grad()
-    def encode(
-        self, x: Float[Tensor, "B C H W"]
-    ) -> tuple[Float[Tensor, "B L h w"], Float[Tensor, "B L h w"]]:
+    def encode(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B L h w"], Float[Tensor, "B L h w"]]:
         """Mean and standard deviation of the latents; raises AyfError as `latent_shape` does."""
         return self._posterior(x)
 
@@ -314,19 +310,13 @@ def load_codec(folder: str | Path) -> IdentityCodec | AutoencoderKLCodec:
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError:
-        raise AyfError(
-            f"no codec at {place} ({CODEC_FILE} is missing): `dvc repro train_codec` makes it"
-        ) from None
+        raise AyfError(f"no codec at {place} ({CODEC_FILE} is missing): `dvc repro train_codec` makes it") from None
     except (OSError, ValueError) as error:
-        raise AyfError(
-            f"cannot read {file} ({error}): `dvc repro --force train_codec` makes it again"
-        ) from error
+        raise AyfError(f"cannot read {file} ({error}): `dvc repro --force train_codec` makes it again") from error
     if not isinstance(content, dict) or content.get("kind") not in ("identity", "autoencoder_kl"):
         raise AyfError(f"{file} does not describe a codec: name a folder that `dvc repro train_codec` made")
     if content.get("format") != FORMAT:
-        raise AyfError(
-            f"{file} has format {content.get('format')}, this version reads {FORMAT}: make it again"
-        )
+        raise AyfError(f"{file} has format {content.get('format')}, this version reads {FORMAT}: make it again")
     if content["kind"] == "identity":
         return IdentityCodec()
 
@@ -371,16 +361,12 @@ def _check_class(folder: Path) -> None:
     try:
         config = json.loads(file.read_text())
     except FileNotFoundError:
-        raise AyfError(
-            f"{folder} is not a diffusers model ({CONFIG_FILE} is missing): name its folder"
-        ) from None
+        raise AyfError(f"{folder} is not a diffusers model ({CONFIG_FILE} is missing): name its folder") from None
     except (OSError, ValueError) as error:
         raise AyfError(f"cannot read {file} ({error}): restore or download it again") from error
     found = config.get("_class_name") if isinstance(config, dict) else None
     if found != "AutoencoderKL":
-        raise AyfError(
-            f"{file} describes {found or 'no diffusers model'}, not an AutoencoderKL: name another folder"
-        )
+        raise AyfError(f"{file} describes {found or 'no diffusers model'}, not an AutoencoderKL: name another folder")
 
 
 def _plain_config(autoencoder: Any) -> dict[str, Any]:

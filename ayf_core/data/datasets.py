@@ -85,9 +85,7 @@ def load_dataset(
     if not 0.0 < test_fraction < 1.0:
         raise AyfError(f"test_fraction is {test_fraction}: choose a value between 0 and 1, such as 0.2")
     generator = torch.Generator().manual_seed(seed)
-    x, labels, num_classes = _LOADERS[name](
-        folder=folder, image_size=image_size, size=size, generator=generator
-    )
+    x, labels, num_classes = _LOADERS[name](folder=folder, image_size=image_size, size=size, generator=generator)
     _check_finite(x, name)
     train, test = stratified_split(labels, test_fraction, generator)
     return DataSet(
@@ -141,17 +139,13 @@ def sample_checkerboard(n: int, generator: torch.Generator | None = None) -> Flo
 def _load_digits(*, folder: Any, image_size: int | None, size: int | None, generator: Any) -> Loaded:
     _refuse("digits", folder=folder, size=size)
     if image_size not in (None, DIGITS_SIDE):
-        raise AyfError(
-            f"image_size is {image_size}, but digits are {DIGITS_SIDE}x{DIGITS_SIDE}: leave it out"
-        )
+        raise AyfError(f"image_size is {image_size}, but digits are {DIGITS_SIDE}x{DIGITS_SIDE}: leave it out")
     bundled = require("sklearn.datasets", extra="platform", needed_for="the data set digits").load_digits()
     pixels = torch.from_numpy(bundled.images).float()[:, None]  # 0 ... 16
     return pixels / 8.0 - 1.0, torch.from_numpy(bundled.target.astype(np.int64)), 10
 
 
-def _load_checkerboard(
-    *, folder: Any, image_size: Any, size: int | None, generator: torch.Generator
-) -> Loaded:
+def _load_checkerboard(*, folder: Any, image_size: Any, size: int | None, generator: torch.Generator) -> Loaded:
     _refuse("checkerboard", folder=folder, image_size=image_size)
     if size is None or size < 2:
         raise AyfError(f"size is {size}: say how many points the checkerboard draws, at least 2")
@@ -166,9 +160,7 @@ def _load_folder(*, folder: str | Path | None, image_size: int | None, size: Any
         raise AyfError(f"image_size is {image_size}: say the side in pixels that images are resized to")
     root = Path(folder)
     if not root.is_dir():
-        raise AyfError(
-            f"no image folder at {root}: check the path (it is relative to where the command runs)"
-        )
+        raise AyfError(f"no image folder at {root}: check the path (it is relative to where the command runs)")
     files, labels, num_classes = _list_images(root)
     if len(files) < 2:
         raise AyfError(f"{root} holds one image ({files[0].name}): a data set needs at least 2 in each class")
@@ -201,13 +193,9 @@ def _list_images(root: Path) -> tuple[list[Path], list[int], int]:
     for label, place in enumerate(places):
         found = images_in(place)
         if not found:
-            raise AyfError(
-                f"{place} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): add some or remove it"
-            )
+            raise AyfError(f"{place} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): add some or remove it")
         if classes and len(found) < 2:
-            raise AyfError(
-                f"class folder {place} holds one image: add at least one more, or remove the folder"
-            )
+            raise AyfError(f"class folder {place} holds one image: add at least one more, or remove the folder")
         files += found
         labels += [label] * len(found)
     return files, labels, len(places)

@@ -192,9 +192,7 @@ class LatentDataset:
 
     def _open(self) -> list[dict[str, np.ndarray]]:
         if self._tensors is None:
-            parts = [
-                _map_shard(self.folder / s["file"], s["count"], self.shape) for s in self.manifest["shards"]
-            ]
+            parts = [_map_shard(self.folder / s["file"], s["count"], self.shape) for s in self.manifest["shards"]]
             size = sum(array.nbytes for part in parts for array in part.values())
             if size <= self._keep_in_memory_bytes:
                 names = ("mean", "std", "label")
@@ -267,9 +265,7 @@ def _check_batch(mean: Tensor, std: Tensor, labels: Tensor, num_classes: int, fi
     bad = ~(torch.isfinite(mean) & torch.isfinite(std)).flatten(1).all(dim=1)
     if bad.any():
         where = first + int(torch.nonzero(bad)[0])
-        raise AyfError(
-            f"latent {where} holds NaN or infinity: look at that example and at the codec's training"
-        )
+        raise AyfError(f"latent {where} holds NaN or infinity: look at that example and at the codec's training")
     if (std < 0).any():
         raise ValueError("a latent has a negative standard deviation")
     outside = (labels < 0) | (labels >= num_classes)
@@ -320,9 +316,7 @@ def _map_shard(file: Path, count: int, shape: tuple[int, ...]) -> dict[str, np.n
         for name, (kind, tensor_shape) in expected.items():
             entry = header[name]
             if (entry["dtype"], entry["shape"]) != (kind, tensor_shape):
-                raise ValueError(
-                    f"{name} is {entry['dtype']} {entry['shape']}, expected {kind} {tensor_shape}"
-                )
+                raise ValueError(f"{name} is {entry['dtype']} {entry['shape']}, expected {kind} {tensor_shape}")
             begin, end = entry["data_offsets"]
             if start + end > len(raw):
                 raise ValueError(f"{len(raw)} bytes, expected {start + end}")

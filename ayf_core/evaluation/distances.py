@@ -93,9 +93,7 @@ def precision_recall_density_coverage(real: Float[Tensor, "N F"], fake: Float[Te
     """
     real, fake = _pair(real, fake)
     if k < 1 or k >= min(len(real), len(fake)):
-        raise AyfError(
-            f"k is {k}: it must be at least 1 and below the smaller set, {min(len(real), len(fake))}"
-        )
+        raise AyfError(f"k is {k}: it must be at least 1 and below the smaller set, {min(len(real), len(fake))}")
     real_radius, fake_radius = _kth_neighbour(real, k), _kth_neighbour(fake, k)
     in_balls = 0
     recalled, covered = 0, 0
@@ -166,9 +164,7 @@ def jensen_shannon_divergence(
     """
     a, b = _pair(a, b)
     if a.shape[1] != 2:
-        raise AyfError(
-            f"the Jensen-Shannon divergence is for points in the plane, not in {a.shape[1]} dimensions"
-        )
+        raise AyfError(f"the Jensen-Shannon divergence is for points in the plane, not in {a.shape[1]} dimensions")
     axis = torch.linspace(-half_width, half_width, grid_points, dtype=torch.float64, device=a.device)
     mesh_area = (2.0 * half_width / (grid_points - 1)) ** 2
 
@@ -199,9 +195,7 @@ def checkerboard_divergence(
     `window` = 0.75 and leaves out the outer half squares; a `window` of 1.25 sees the whole board and its
     surroundings. Figures from different windows are not comparable.
     """
-    return jensen_shannon_divergence(
-        real, fake, bandwidth=0.1 * board_half_width, half_width=window * board_half_width
-    )
+    return jensen_shannon_divergence(real, fake, bandwidth=0.1 * board_half_width, half_width=window * board_half_width)
 
 
 def nearest_distances(
@@ -233,15 +227,11 @@ def as_features(x: Float[Tensor, "N F"], at_least: int = 2) -> Float[Tensor, "N 
     if x.ndim != 2:
         raise ValueError(f"expected features or points [N, F], got {tuple(x.shape)}")
     if len(x) < at_least:
-        raise AyfError(
-            f"a distance between sets needs at least {at_least} samples in each, got {len(x)}: draw more"
-        )
+        raise AyfError(f"a distance between sets needs at least {at_least} samples in each, got {len(x)}: draw more")
     x = x.detach().double()
     bad = int((~torch.isfinite(x).all(dim=1)).sum())
     if bad:
-        raise AyfError(
-            f"{bad} of {len(x)} samples hold NaN or infinity: the model that made them has diverged"
-        )
+        raise AyfError(f"{bad} of {len(x)} samples hold NaN or infinity: the model that made them has diverged")
     return x
 
 

@@ -63,8 +63,7 @@ class SmallClassifier(nn.Module):
         super().__init__()
         if num_classes < 2:
             raise AyfError(
-                f"a classifier needs at least 2 classes, the data have {num_classes}: "
-                "compare samples by their pixels"
+                f"a classifier needs at least 2 classes, the data have {num_classes}: compare samples by their pixels"
             )
         if width < 4 or width % 4:
             raise AyfError(f"the classifier's width is {width}: choose a multiple of 4, such as 16")
@@ -120,9 +119,7 @@ class SmallClassifier(nn.Module):
             classifier = cls(content["channels"], content["num_classes"], content["width"])
             digest = content["sha256"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AyfError(
-                f"{settings} is missing or foreign ({error}): train the classifier again"
-            ) from error
+            raise AyfError(f"{settings} is missing or foreign ({error}): train the classifier again") from error
         try:
             data = weights.read_bytes()
             if hashlib.sha256(data).hexdigest() != digest:
@@ -176,8 +173,7 @@ class InceptionFeatures:
             extractors = require(module, extra="inception", needed_for="Inception-v3 features (FID)")
         except (ImportError, RuntimeError) as error:  # what a torchvision built for another torch raises
             raise AyfError(
-                f"cannot import torch-fidelity ({error}): install a torchvision that matches "
-                f"torch {torch.__version__}"
+                f"cannot import torch-fidelity ({error}): install a torchvision that matches torch {torch.__version__}"
             ) from error
         self.device = torch.device(device)
         self.batch_size = batch_size

@@ -33,9 +33,7 @@ def confidence_interval(values: Sequence[float], level: float = 0.95) -> Interva
     """
     count = len(values)
     if count == 0 or not 0.0 < level < 1.0:
-        raise ValueError(
-            f"an interval needs a value and a level in (0, 1), got {count} values, level {level}"
-        )
+        raise ValueError(f"an interval needs a value and a level in (0, 1), got {count} values, level {level}")
     mean = math.fsum(values) / count
     if count == 1:
         return Interval(mean, None, None, 1)

@@ -92,7 +92,9 @@ class PointReference:
         }
 
     def floor(self, seed: int) -> dict[str, float]:
-        return _mean([self.measure(_subset(self.train, len(self.train), seed + i), seed + i) for i in range(FLOOR_DRAWS)])
+        return _mean(
+            [self.measure(_subset(self.train, len(self.train), seed + i), seed + i) for i in range(FLOOR_DRAWS)]
+        )
 
 
 def _subset(x: Tensor, count: int, seed: int) -> Tensor:

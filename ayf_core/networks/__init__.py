@@ -6,7 +6,7 @@ from ayf_core.networks.dit import DiT
 from ayf_core.networks.mlp import MLP
 from ayf_core.networks.spec import NetworkSpec
 
-__all__ = ["DiT", "MLP", "NetworkSpec", "build_network", "copy_shared_weights"]
+__all__ = ["MLP", "DiT", "NetworkSpec", "build_network", "copy_shared_weights"]
 
 NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "mlp": MLP}
 

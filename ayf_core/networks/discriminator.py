@@ -138,17 +138,13 @@ class ClassProjection(nn.Module):
         self.linear = nn.Linear(width, 1)
         self.embedding = nn.Embedding(num_classes, width) if num_classes else None
 
-    def forward(
-        self, h: Float[Tensor, "batch width"], labels: Int[Tensor, " batch"] | None
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, h: Float[Tensor, "batch width"], labels: Int[Tensor, " batch"] | None) -> Float[Tensor, " batch"]:
         """Logits [B]."""
         logits = self.linear(h).squeeze(1)
         if self.embedding is None:
             return logits
         if labels is None:
-            raise AyfError(
-                "this discriminator was built with classes: pass labels, or build it with num_classes=0"
-            )
+            raise AyfError("this discriminator was built with classes: pass labels, or build it with num_classes=0")
         return logits + (self.embedding(labels) * h).sum(1) / math.sqrt(h.shape[1])
 
 

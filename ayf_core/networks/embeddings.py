@@ -24,7 +24,11 @@ class ScalarEmbedding(nn.Module):
     phases: Tensor
 
     def __init__(
-        self, width: int, frequencies: int = 16, maximum_frequency: float = 8 * math.pi, zero_init: bool = False
+        self,
+        width: int,
+        frequencies: int = 16,
+        maximum_frequency: float = 8 * math.pi,
+        zero_init: bool = False,
     ):
         super().__init__()
         spread = torch.linspace(0, 1, frequencies, dtype=torch.float64)

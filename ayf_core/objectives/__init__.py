@@ -10,8 +10,8 @@ from ayf_core.objectives.lagrangian import LagrangianDistillation
 __all__ = [
     "AdversarialFinish",
     "Batch",
-    "Distillation",
     "DiscriminatorObjective",
+    "Distillation",
     "EulerianDistillation",
     "FlowMatching",
     "GuidanceLaw",

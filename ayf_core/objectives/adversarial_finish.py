@@ -51,9 +51,7 @@ class AdversarialFinish:
     weight: float
     guidance_scale: float | None
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
-    ) -> Loss:
+    def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
         loss = self.distillation(network, batch, random, step, monitor)
         fake = one_step_samples(network, batch, random, self.guidance_scale)
         self.discriminator.requires_grad_(False)
@@ -83,12 +81,15 @@ class DiscriminatorObjective:
     r2: float
     guidance_scale: float | None
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
-    ) -> Loss:
+    def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
         with torch.no_grad():
             fake = one_step_samples(self.generator, batch, random, self.guidance_scale)
         parts = discriminator_loss(network, batch.x, fake, batch.labels, gamma_real=self.r1, gamma_fake=self.r2)
         accuracy = (parts.real_logits > parts.fake_logits).double().mean()
-        metrics = {"loss": parts.pairing.detach(), "r1": parts.r1.detach(), "r2": parts.r2.detach(), "accuracy": accuracy}
+        metrics = {
+            "loss": parts.pairing.detach(),
+            "r1": parts.r1.detach(),
+            "r2": parts.r2.detach(),
+            "accuracy": accuracy,
+        }
         return Loss(parts.total, metrics)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ayf_core.interpolants import LinearInterpolant, expand
-from ayf_core.objectives.base import Batch, Loss
+from ayf_core.objectives.base import Batch
 from ayf_core.objectives.diagnostics import mean_by_bins
 from ayf_core.randomness import StepRandom
 from ayf_core.tangents import Direction, Point, eulerian_direction, lagrangian_direction, self_check, unwrap
@@ -138,7 +138,14 @@ class Distillation:
         return max(self_check(network, few, direction, self.tangent.backend, tolerance) for direction in directions)
 
     def report(
-        self, network: nn.Module, point: Point, tangent: Tensor, derivative: Tensor, finite: Tensor, monitor: bool, step: int
+        self,
+        network: nn.Module,
+        point: Point,
+        tangent: Tensor,
+        derivative: Tensor,
+        finite: Tensor,
+        monitor: bool,
+        step: int,
     ) -> dict[str, Tensor]:
         """What tells whether training goes well: raw norms by bins of t and of t - s, the residual on the diagonal."""
         raw = tangent.flatten(1).norm(dim=1)

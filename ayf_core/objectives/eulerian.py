@@ -16,9 +16,7 @@ class EulerianDistillation(Distillation):
     v - r (t - s) dF/dt: the raw tangent is g = (F - v) + r (t - s) dF/dt.
     """
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
-    ) -> Loss:
+    def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
         point = self.draw(batch, random)
         velocity = self.velocity(point.x, point.t, point)
         value, derivative = value_and_derivative(

@@ -1,6 +1,6 @@
 """Flow matching: regress the velocity x_1 - x_0 of the linear path (Lipman et al., arXiv 2210.02747)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -21,13 +21,11 @@ class FlowMatching:
         null_label: index of 'no label', which replaces a share `label_dropout` of the labels.
     """
 
-    time_law: LogitNormalTime = LogitNormalTime()
+    time_law: LogitNormalTime = field(default_factory=LogitNormalTime)
     null_label: int = 0
     label_dropout: float = 0.0
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
-    ) -> Loss:
+    def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
         noise = random.normal("noise", batch.x.shape[1:], batch.x.dtype)
         t = self.time_law.sample(random)
         dropped = random.uniform("label dropout") < self.label_dropout

@@ -17,9 +17,7 @@ class LagrangianDistillation(Distillation):
     g = (F - v(f, s)) - r (t - s) dF/ds.
     """
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
-    ) -> Loss:
+    def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
         point = self.draw(batch, random)
         value, derivative = value_and_derivative(network, point, lagrangian_direction(point), self.tangent.backend)
         interval = expand(point.t - point.s, derivative)

@@ -24,7 +24,12 @@ class FollowAverages:
     name = "ema"
 
     def __init__(
-        self, network: nn.Module, stds: Sequence[float], context: TrainingContext, total: int, snapshots: int = 4
+        self,
+        network: nn.Module,
+        stds: Sequence[float],
+        context: TrainingContext,
+        total: int,
+        snapshots: int = 4,
     ):
         self.ema = PowerFunctionEMA(network.to(context.device), stds)
         self.folder: Path = context.folder / "ema"

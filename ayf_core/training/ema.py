@@ -207,9 +207,7 @@ class PowerFunctionEMA:
     def _current_parameters(self, copy: bool = False) -> dict[str, Tensor]:
         # Tied parameters appear under each of their names, as they do in a state dict.
         named = self.module.named_parameters(remove_duplicate=False)
-        return {
-            name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=copy) for name, p in named
-        }
+        return {name: p.detach().to(torch.promote_types(p.dtype, torch.float32), copy=copy) for name, p in named}
 
     def _current_buffers(self) -> dict[str, Tensor]:
         parameters = {name for name, _ in self.module.named_parameters(remove_duplicate=False)}
@@ -229,9 +227,7 @@ def load_snapshots(folder: Path) -> list[Snapshot]:
             about = file.metadata()
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         snapshots.append(
-            Snapshot(
-                int(about["step"]), float(about["std"]), weights, frozenset(json.loads(about["buffers"]))
-            )
+            Snapshot(int(about["step"]), float(about["std"]), weights, frozenset(json.loads(about["buffers"])))
         )
     if not snapshots:
         raise AyfError(f"no EMA snapshots (ema_<std>_<step>.safetensors) in {folder}")
@@ -263,8 +259,7 @@ def reconstruct(
             return newest.clone()
         # Summed as differences from the newest, so that large coefficients of opposite sign lose no digits.
         terms = (
-            float(c) * (s.weights[name].double() - newest.double())
-            for c, s in zip(coefficients, used, strict=True)
+            float(c) * (s.weights[name].double() - newest.double()) for c, s in zip(coefficients, used, strict=True)
         )
         total = newest.double() + sum(terms, torch.zeros_like(newest, dtype=torch.float64))
         return total.to(newest.dtype)

@@ -3,7 +3,7 @@
 Stages differ by their phases (which module is trained with which loss) and by what is frozen inside the losses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -254,9 +254,7 @@ def check_gradients_are_synchronised(network: nn.Module, name: str) -> None:
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return
-    own = torch.stack(
-        [p.grad.double().square().sum() for p in unwrap(network).parameters() if p.grad is not None]
-    )
+    own = torch.stack([p.grad.double().square().sum() for p in unwrap(network).parameters() if p.grad is not None])
     everyone = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
     distributed.all_gather(everyone, own)
     spread = max(float((other - everyone[0]).abs().max()) for other in everyone)

@@ -83,9 +83,7 @@ def guidance_range(guidance: schema.Guidance) -> list[float] | None:
     return None if guidance.kind == "none" else [guidance.scale_min, guidance.scale_max]
 
 
-def guided_velocity(
-    kind: str, settings: dict[str, Any], device: torch.device | str
-) -> VelocityField:
+def guided_velocity(kind: str, settings: dict[str, Any], device: torch.device | str) -> VelocityField:
     """The velocity that is distilled: the teacher, guided as the settings say."""
     network, _ = load_network(settings["teacher"], device)
     teacher = NetworkVelocity(network)

@@ -8,7 +8,6 @@ network call: Heun's method two a step, guidance both networks.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,8 +51,12 @@ def run(config: schema.Config, stage: Stage) -> None:
         ]
     document = {"model": name, "distance": bench.distance, "floor": bench.floor, "rows": rows}
     stage.output(f"reports/evaluation/{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    stage.run.log_values({f"{bench.distance}/nfe_{row['nfe']}": row[bench.distance] for row in rows if row["sweep"] == "quality"})
-    stage.run.log_values({f"recall/nfe_{row['nfe']}": row["recall"] for row in rows if row["sweep"] == "quality" and "recall" in row})
+    stage.run.log_values(
+        {f"{bench.distance}/nfe_{row['nfe']}": row[bench.distance] for row in rows if row["sweep"] == "quality"}
+    )
+    stage.run.log_values(
+        {f"recall/nfe_{row['nfe']}": row["recall"] for row in rows if row["sweep"] == "quality" and "recall" in row}
+    )
     for evaluations in bench.evaluations:
         picture = grid(bench.preview(evaluations), columns=10)
         stage.run.log_image(f"samples/nfe_{evaluations:03d}.png", picture)
@@ -168,5 +171,3 @@ EXTRACTORS: dict[str, Callable[[Stage], FeatureExtractor]] = {
     "pixels": lambda stage: PixelFeatures(),
     "inception": lambda stage: InceptionFeatures(device=str(torch_device(stage.runtime))),
 }
-
-

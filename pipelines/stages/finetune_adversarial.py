@@ -51,13 +51,16 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     finish = AdversarialFinish(
         distillation=continued, discriminator=discriminator, weight=adversarial.weight, guidance_scale=scale
     )
-    judge = DiscriminatorObjective(
-        generator=network, r1=adversarial.r1, r2=adversarial.r2, guidance_scale=scale
-    )
+    judge = DiscriminatorObjective(generator=network, r1=adversarial.r1, r2=adversarial.r2, guidance_scale=scale)
     training = adversarial.training
     phases = [
         Phase("student", network, finish, optimiser(training)),
-        Phase("discriminator", discriminator, judge, optimiser(training, adversarial.discriminator_learning_rate)),
+        Phase(
+            "discriminator",
+            discriminator,
+            judge,
+            optimiser(training, adversarial.discriminator_learning_rate),
+        ),
     ]
     averages = fit(phases, latent_data(job), training, job, context)
     return publish_model(

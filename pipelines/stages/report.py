@@ -97,9 +97,7 @@ def samples_picture(stage: Stage, config: Config) -> Image.Image:
     return labelled_columns(pictures)
 
 
-def write_page(
-    path: Path, results: dict[str, dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]
-) -> None:
+def write_page(path: Path, results: dict[str, dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]) -> None:
     """One file with everything in it, Plotly too: it opens without a network."""
     distance = results["teacher"]["distance"]
     figures = [quality_figure(table, distance)]
@@ -128,7 +126,9 @@ def quality_figure(table: pd.DataFrame, distance: str) -> go.Figure:
             hovertemplate="%{x} network evaluations: distance %{y:.4g}",
         )
     figure.update_layout(
-        title="Quality against cost", xaxis_title="network evaluations", yaxis_title=f"{distance} (lower is better)"
+        title="Quality against cost",
+        xaxis_title="network evaluations",
+        yaxis_title=f"{distance} (lower is better)",
     )
     figure.update_xaxes(type="log")
     figure.update_yaxes(type="log")
@@ -163,7 +163,8 @@ def quality_table_html(table: pd.DataFrame, distance: str) -> str:
     for name in shown:
         half = quality[f"{name}_ci95"]
         cells[name] = [
-            f"{value:.3g}" + ("" if pd.isna(ci) else f" ± {ci:.1g}") for value, ci in zip(quality[name], half, strict=True)
+            f"{value:.3g}" + ("" if pd.isna(ci) else f" ± {ci:.1g}")
+            for value, ci in zip(quality[name], half, strict=True)
         ]
     return cells.to_html(index=False, border=0)
 

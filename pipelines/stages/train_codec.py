@@ -55,9 +55,7 @@ class Reconstruction:
 
     latent_shape: tuple[int, ...]
 
-    def __call__(
-        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
-    ) -> Loss:
+    def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
         value, metrics = network(batch.x, random.normal("posterior", self.latent_shape))
         return Loss(value, {"loss": value.detach(), **metrics})
 

@@ -34,9 +34,7 @@ def run(config: schema.Config, stage: Stage) -> None:
     (output / "features.json").write_text(json.dumps({"kind": config.features.kind}) + "\n")
 
 
-def classification(
-    network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
-) -> Loss:
+def classification(network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
     """Cross-entropy of noisy images."""
     logits = network(batch.x + NOISE * random.normal("augmentation", batch.x.shape[1:]))
     loss = nn.functional.cross_entropy(logits, batch.labels)
