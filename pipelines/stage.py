@@ -116,9 +116,8 @@ def _filled(text: str, values: Mapping[str, Any]) -> str:
         found: Any = values
         for part in match[1].strip().split("."):
             if not isinstance(found, Mapping) or part not in found:
-                raise AyfError(
-                    f"dvc.yaml: ${{{match[1]}}} is neither the matrix's ${{item.NAME}} nor a setting of params.yaml"
-                )
+                known = "neither the matrix's ${item.NAME} nor a setting of params.yaml"
+                raise AyfError(f"dvc.yaml: ${{{match[1]}}} is {known}")
             found = found[part]
         return str(found)
 

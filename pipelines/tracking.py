@@ -288,7 +288,7 @@ def resolve_model(uri_or_path: str | Path, root: Path, runtime: RuntimeConfig | 
 
 
 def _model_source(client: MlflowClient, uri: str) -> str:
-    """Where the files of `models:/name@alias` or `models:/name/3` are (MlflowException where there is none)."""
+    """Where the files of `models:/name@alias` or `models:/name/3` are; MlflowException if nowhere."""
     path = uri.removeprefix("models:/")
     if "@" in path:
         name, alias = path.rsplit("@", 1)

@@ -1,4 +1,4 @@
-"""Training functions under Ray Train and in this process: results, resumption, errors, what is logged and shown."""
+"""Training under Ray Train and in this process: results, resumption, errors, what is logged and shown."""
 
 import importlib.util
 import io

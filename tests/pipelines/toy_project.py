@@ -1,6 +1,6 @@
-"""A project of two toy stages for tests that need a process of its own: `python toy_project.py ROOT STAGE MODE`.
+"""A project of two toy stages, for tests that need a process: `python toy_project.py ROOT STAGE MODE`.
 
-The training is a walk of a few numbers, exact in float64, so that an interrupted run can be held to one that was not.
+The training is a walk of a few numbers, exact in float64: an interrupted run is held to one that was not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def runtime(mode: str = "inline", workers: int = 1) -> RuntimeConfig:
 
 
 def train(config: dict, context) -> dict:
-    """Add the step to three numbers; `kill_at`, `fail_at` and `bug_at` name steps of the first attempt that end it."""
+    """Add each step to three numbers; `kill_at`, `fail_at` and `bug_at` name steps that end the attempt."""
     from ayf_core.errors import AyfError
 
     position, start = torch.zeros(3, dtype=torch.float64), 0
