@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ayf_core.errors import AyfError
 from ayf_core.interpolants import expand
-from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.networks import MeanVelocityNetwork, NetworkSpec, build_network
 
 FORMAT = "ayf-network"
 VERSION = 1
@@ -34,7 +34,7 @@ class FlowMap(nn.Module):
 
     evaluations_per_call = 1
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: MeanVelocityNetwork):
         super().__init__()
         self.network = network
 
@@ -78,7 +78,7 @@ class FlowMap(nn.Module):
 
 def save_network(
     folder: str | Path,
-    network: nn.Module,
+    network: MeanVelocityNetwork,
     weights: Mapping[str, Tensor] | None = None,
     *,
     role: str,
@@ -127,7 +127,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     return card
 
 
-def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tuple[MeanVelocityNetwork, dict[str, Any]]:
     """The network of a model folder, in evaluation mode without gradients, and its `model.json`.
 
     Raises:

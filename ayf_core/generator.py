@@ -13,7 +13,7 @@ from ayf_core.data.codecs import Codec, load_codec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.errors import AyfError
 from ayf_core.flow_map import FlowMap, load_network, save_network
-from ayf_core.networks import NetworkSpec
+from ayf_core.networks import MeanVelocityNetwork, NetworkSpec
 from ayf_core.samplers import Samples, sample_flow_map, solve_ode, uniform_grid
 from ayf_core.training.ema import load_snapshots, reconstruct
 from ayf_core.velocity import NetworkVelocity, VelocityField
@@ -29,7 +29,7 @@ class Generator:
         card: what `model.json` says.
     """
 
-    network: nn.Module
+    network: MeanVelocityNetwork
     role: str
     codec: Codec
     space: LatentSpace
@@ -109,8 +109,9 @@ class Generator:
                 )
             field = velocity if velocity is not None else NetworkVelocity(self.network)
             # An odd number of calls is Heun's (its last step is Euler's); an even one can only be Euler's.
-            steps, method = ((evaluations + 1) // 2, "heun") if evaluations % 2 else (evaluations, "euler")
-            drawn = solve_ode(field, noise, uniform_grid(steps), method, labels, scale)
+            heun = evaluations % 2 == 1
+            grid = uniform_grid((evaluations + 1) // 2 if heun else evaluations)
+            drawn = solve_ode(field, noise, grid, "heun" if heun else "euler", labels, scale)
         return Samples(self.codec.decode(self.space.denormalise(drawn.x)), drawn.nfe)
 
     def draw_noise(self, count: int, seed: int) -> Tensor:
@@ -122,7 +123,7 @@ class Generator:
 
 def save_generator(
     folder: Path,
-    network: nn.Module,
+    network: MeanVelocityNetwork,
     weights: Mapping[str, Tensor],
     *,
     role: str,

@@ -65,7 +65,8 @@ def _jvp(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor
         return network(x, t, s, point.labels, point.guidance_scale)
 
     with forward_mode_attention():
-        return torch.func.jvp(mean_velocity, (point.x, point.t, point.s), tuple(direction))
+        value, derivative = torch.func.jvp(mean_velocity, (point.x, point.t, point.s), tuple(direction))
+    return value, derivative
 
 
 def split(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:

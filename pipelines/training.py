@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from ayf_core.data.latents import LatentDataset
 from ayf_core.generator import save_generator
-from ayf_core.networks import NetworkSpec
+from ayf_core.networks import MeanVelocityNetwork, NetworkSpec
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData, TrainingData
@@ -99,7 +97,7 @@ def fit(
 
 
 def publish_model(
-    network: nn.Module,
+    network: MeanVelocityNetwork,
     averages: FollowAverages,
     training: schema.Training,
     job: Job,

@@ -2,16 +2,17 @@
 
 from torch import nn
 
+from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.dit import DiT
 from ayf_core.networks.mlp import MLP
 from ayf_core.networks.spec import NetworkSpec
 
-__all__ = ["MLP", "DiT", "NetworkSpec", "build_network", "copy_shared_weights"]
+__all__ = ["MLP", "DiT", "MeanVelocityNetwork", "NetworkSpec", "build_network", "copy_shared_weights"]
 
-NETWORKS: dict[str, type[nn.Module]] = {"dit": DiT, "mlp": MLP}
+NETWORKS: dict[str, type[MeanVelocityNetwork]] = {"dit": DiT, "mlp": MLP}
 
 
-def build_network(spec: NetworkSpec) -> nn.Module:
+def build_network(spec: NetworkSpec) -> MeanVelocityNetwork:
     """A freshly initialised network; draws from torch's global generator."""
     return NETWORKS[spec.kind](spec)
 

@@ -1,10 +1,12 @@
 """Self-attention that can be differentiated in forward mode."""
 
+from contextlib import AbstractContextManager
+
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def forward_mode_attention():
+def forward_mode_attention() -> AbstractContextManager[None]:
     """Context in which scaled dot-product attention has a forward-mode rule.
 
     The fused kernels (flash, memory-efficient, cuDNN, and the CPU's flash kernel) have none; the plain

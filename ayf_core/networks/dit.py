@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ayf_core.networks.attention import SelfAttention
+from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.embeddings import LabelEmbedding, ScalarEmbedding, fill_labels
 from ayf_core.networks.spec import NetworkSpec
 
@@ -34,7 +35,7 @@ class Block(nn.Module):
         return h + gate_p[:, None] * self.perceptron(modulate(self.norm_perceptron(h), shift_p, scale_p))
 
 
-class DiT(nn.Module):
+class DiT(MeanVelocityNetwork):
     """Mean velocity of images or latents: F(x, t, s | label, λ) for x [B, C, H, W].
 
     The embeddings of the interval t - s and of the guidance scale λ - 1 start at zero, so a student that
@@ -42,8 +43,7 @@ class DiT(nn.Module):
     """
 
     def __init__(self, spec: NetworkSpec):
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec)
         channels, height, width = spec.shape
         self.grid = (height // spec.patch_size, width // spec.patch_size)
         patch = channels * spec.patch_size**2
@@ -62,7 +62,7 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         return self.output.weight
 
     def condition(self, t: Tensor, s: Tensor | None, labels: Tensor | None, guidance_scale: Tensor | None) -> Tensor:

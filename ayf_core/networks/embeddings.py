@@ -1,6 +1,8 @@
 """Embeddings of scalars (time, interval length, guidance scale) and of class labels."""
 
 import math
+from collections.abc import Callable
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -40,7 +42,7 @@ class ScalarEmbedding(nn.Module):
             nn.init.zeros_(self.project.weight)
             nn.init.zeros_(self.project.bias)
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `.to(dtype)` and `.half()` must not lower the precision of the phases; devices still follow.
         phases = self.phases
         super()._apply(fn, recurse)

@@ -4,13 +4,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.embeddings import fill_labels
 from ayf_core.networks.spec import NetworkSpec
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 
 
-class MLP(nn.Module):
+class MLP(MeanVelocityNetwork):
     """Mean velocity of points: F(x, t, s | label, λ) for x [B, D].
 
     Time, interval length t - s, guidance scale λ - 1 and a one-hot label are input columns beside x. The
@@ -19,8 +20,7 @@ class MLP(nn.Module):
     """
 
     def __init__(self, spec: NetworkSpec):
-        super().__init__()
-        self.spec = spec
+        super().__init__(spec)
         (dimension,) = spec.shape
         activation = ACTIVATIONS[spec.activation]
         self.input = nn.Linear(dimension + 1, spec.width)
@@ -37,7 +37,7 @@ class MLP(nn.Module):
         self.output = nn.Linear(spec.width, dimension)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         return self.output.weight
 
     def forward(

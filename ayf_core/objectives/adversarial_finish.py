@@ -1,12 +1,14 @@
 """The adversarial finish (AYF section 3.5): distillation keeps the flow map, a discriminator sharpens its full jump."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
 from ayf_core.adversarial import discriminator_loss, gradient_ratio_weight, relativistic_generator_loss
+from ayf_core.networks import MeanVelocityNetwork
 from ayf_core.objectives.base import Batch, Loss, Objective
 from ayf_core.randomness import StepRandom
 from ayf_core.tangents import unwrap
@@ -59,7 +61,7 @@ class AdversarialFinish:
             self.discriminator(batch.x, batch.labels), self.discriminator(fake, batch.labels)
         )
         self.discriminator.requires_grad_(True)
-        last = unwrap(network).last_layer
+        last = cast(MeanVelocityNetwork, unwrap(network)).last_layer
         ratio = gradient_ratio_weight(loss.value, pairing, last, LARGEST_RATIO, average_over_workers)
         loss.value = loss.value + self.weight * ratio * pairing
         loss.metrics |= {"pairing": pairing.detach(), "gradient_ratio": ratio}

@@ -1,5 +1,6 @@
 """What the Eulerian and the Lagrangian objective share: settings, the guidance law, and the stabilised loss."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ayf_core.interpolants import LinearInterpolant, expand
-from ayf_core.objectives.base import Batch
+from ayf_core.objectives.base import Batch, Loss
 from ayf_core.objectives.diagnostics import mean_by_bins
 from ayf_core.randomness import StepRandom
 from ayf_core.tangents import Direction, Point, eulerian_direction, lagrangian_direction, self_check, unwrap
@@ -93,7 +94,7 @@ def tangent_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distillation:
+class Distillation(ABC):
     """The part of a distillation step before the tangent: times, guidance scale, point on the path.
 
     Args:
@@ -109,6 +110,11 @@ class Distillation:
     tangent: TangentSettings
     guidance: GuidanceLaw | None = None
     weighting: str = "uniform"
+
+    @abstractmethod
+    def __call__(
+        self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False
+    ) -> Loss: ...
 
     def past_warmup(self) -> Self:
         """The same objective with the derivative term at its full weight from the first step."""
@@ -133,7 +139,9 @@ class Distillation:
         Raises:
             AyfError: if the back end is off by more than the tolerance.
         """
-        few = Point(*(part if part is None else part[:2] for part in self.draw(batch, random)))
+        whole = self.draw(batch, random)
+        scale = None if whole.guidance_scale is None else whole.guidance_scale[:2]
+        few = Point(whole.x[:2], whole.t[:2], whole.s[:2], batch.labels[:2], scale)
         directions = eulerian_direction(few, self.velocity(few.x, few.t, few)), lagrangian_direction(few)
         return max(self_check(network, few, direction, self.tangent.backend, tolerance) for direction in directions)
 

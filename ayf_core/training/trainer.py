@@ -187,8 +187,8 @@ class Trainer:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise AyfError(
-                f"the gradient of '{phase.name}' was not finite for {SKIPPED_IN_A_ROW} steps in a row (step {self.step}): "
-                "lower its learning rate, or look for NaN in the data"
+                f"the gradient of '{phase.name}' was not finite for {SKIPPED_IN_A_ROW} steps in a row, "
+                f"the last one step {self.step}: lower its learning rate, or look for NaN in the data"
             )
         return False
 
