@@ -65,8 +65,8 @@ def _jvp(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor
         return network(x, t, s, point.labels, point.guidance_scale)
 
     with forward_mode_attention():
-        value, derivative = torch.func.jvp(mean_velocity, (point.x, point.t, point.s), tuple(direction))
-    return value, derivative
+        result = torch.func.jvp(mean_velocity, (point.x, point.t, point.s), tuple(direction))
+    return result[0], result[1]
 
 
 def split(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:
