@@ -5,14 +5,13 @@ of it: it is handed a `TrainingContext`, writes checkpoints and a metrics file t
 dict. While it runs, a thread of the driver follows the metrics file, draws the progress bar and hands new
 records to `on_log`.
 
-A stage starts a Ray of its own, and it is kept light. CPU seconds of all Ray processes of a trivial run with one worker
-(ray 2.60, CPU seconds because they hardly depend on what else the machine does; without a load, wall time is about
-half of them on 2 cores):
+A stage starts a Ray of its own, and it is kept light. CPU seconds of all Ray processes of a trivial run with one
+worker (ray 2.60; CPU seconds because they depend less than wall time on what else the machine does):
 
-    usual helpers, workers started ahead         18.1
-    without two helpers (`_light_trainer`)       13.3
-    and without workers started ahead            12.3    <- chosen
-    same job environment, pool of warm workers   32.6    (each warm worker imports torch, most go unused)
+    usual helpers, workers started ahead             18.1
+    without two helpers (`_light_trainer`)           13.3
+    and without workers started ahead                12.3    <- chosen
+    and with three workers warmed up at the start    23.6
 
 Ray Train's local mode (`inline`) starts no process at all. `benchmarks/ray_overhead.py` prints seconds and ratios.
 """
