@@ -231,8 +231,8 @@ def _run_on_ray(
         try:
             outcome = fit.result().return_value
         except Exception as error:
-            own.keep_logs()
-            raise _explain(error, folder, own.logs) from error
+            shutil.copytree(own.logs, folder / "ray_logs", dirs_exist_ok=True)
+            raise _explain(error, folder, folder / "ray_logs") from error
     return _result_or_error(outcome)
 
 
@@ -367,8 +367,8 @@ class _OwnRay:
         self._cpus = cpus
         # Unix socket paths are limited to 107 bytes: TMPDIR may be too long, /tmp is not.
         base = "/tmp" if os.access("/tmp", os.W_OK) else None
-        self._folder = Path(tempfile.mkdtemp(prefix="ayf-ray-", dir=base))
-        self._keep = False
+        self._sweep(Path(base or tempfile.gettempdir()))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"ayf-ray-{os.getpid()}-", dir=base))
         self.logs = self._folder / "session_latest" / "logs"
 
     def __enter__(self) -> _OwnRay:
@@ -393,9 +393,13 @@ class _OwnRay:
             raise
         return self
 
-    def keep_logs(self) -> None:
-        """Leave the folder after the end: an error message names it."""
-        self._keep = True
+    @staticmethod
+    def _sweep(base: Path) -> None:
+        """Remove what drivers that were killed left behind; folders of other users stay, they cannot be removed."""
+        for left_over in base.glob("ayf-ray-*-*"):
+            driver = left_over.name.split("-")[2]
+            if driver.isdigit() and not Path("/proc", driver).exists() and Path("/proc/self").exists():
+                shutil.rmtree(left_over, ignore_errors=True)
 
     def __exit__(self, *_: object) -> None:
         import ray
@@ -405,8 +409,7 @@ class _OwnRay:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        if not self._keep:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class _InThread:
