@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ayf_core.errors import AyfError
 
+METADATA = "ayf_ema"  # the entry of a snapshot file that says what it is
 WIDEST_STD = 12**-0.5  # the profile is flat (γ = 0) there
 
 
@@ -170,8 +171,9 @@ class PowerFunctionEMA:
             path = folder / f"ema_{std!r}_{step:08d}.safetensors"
             beside = path.with_suffix(".partial")
             tensors = {name: t.contiguous().clone() for name, t in self.weights(std).items()}
-            metadata = {"step": str(step), "std": repr(std), "buffers": json.dumps(sorted(self.buffers))}
-            save_file(tensors, beside, metadata=metadata)
+            about = {"step": step, "std": std, "buffers": sorted(self.buffers)}
+            # One entry: safetensors writes several in an order that differs from file to file.
+            save_file(tensors, beside, metadata={METADATA: json.dumps(about)})
             os.replace(beside, path)
             paths.append(path)
         return paths
@@ -219,16 +221,17 @@ def load_snapshots(folder: Path) -> list[Snapshot]:
     """Read every `ema_<std>_<step>.safetensors` in `folder`, earliest step first.
 
     Raises:
-        AyfError: the folder holds none.
+        AyfError: the folder holds none, or one that is damaged.
     """
     snapshots = []
     for path in folder.glob("ema_*_*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata()
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        snapshots.append(
-            Snapshot(int(about["step"]), float(about["std"]), weights, frozenset(json.loads(about["buffers"])))
-        )
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})[METADATA])
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        except (SafetensorError, KeyError) as error:
+            raise AyfError(f"EMA snapshot '{path}' is damaged or foreign ({error}): train the model again") from None
+        snapshots.append(Snapshot(about["step"], about["std"], weights, frozenset(about["buffers"])))
     if not snapshots:
         raise AyfError(f"no EMA snapshots (ema_<std>_<step>.safetensors) in {folder}")
     return sorted(snapshots, key=lambda snapshot: snapshot[:2])
