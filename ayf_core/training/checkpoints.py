@@ -20,7 +20,7 @@ def save_state(folder: Path, state: State) -> None:
     tree = _detach(state, "", tensors)
     payload = safetensors.torch.save(tensors)
     (folder / "state.safetensors").write_bytes(payload)
-    text = json.dumps({"sha256": hashlib.sha256(payload).hexdigest(), "state": tree})
+    text = json.dumps({"sha256": _checksum(payload, tree), "state": tree})
     (folder / "state.json").write_text(text)
 
 
@@ -33,11 +33,17 @@ def load_state(folder: Path) -> State:
     try:
         header = json.loads((folder / "state.json").read_text())
         payload = (folder / "state.safetensors").read_bytes()
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise AyfError(f"checkpoint '{folder}' cannot be read ({error}): delete that folder and run again") from None
-    if hashlib.sha256(payload).hexdigest() != header.get("sha256"):
+    if not isinstance(header, dict) or _checksum(payload, header.get("state")) != header.get("sha256"):
         raise AyfError(f"checkpoint '{folder}' is truncated or altered: delete that folder and run again")
     return _attach(header["state"], safetensors.torch.load(payload))
+
+
+def _checksum(payload: bytes, tree: Any) -> str:
+    digest = hashlib.sha256(payload)
+    digest.update(json.dumps(tree).encode())
+    return digest.hexdigest()
 
 
 def _detach(node: State, path: str, tensors: dict[str, Tensor]) -> Any:
