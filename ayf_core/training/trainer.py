@@ -3,6 +3,7 @@
 Stages differ by their phases (which module is trained with which loss) and by what is frozen inside the losses.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -55,6 +56,7 @@ class Phase:
     optimiser: OptimiserSettings
     wrapped: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    skipped_in_a_row: int = field(init=False, default=0)
 
     def prepare(self, context: TrainingContext) -> None:
         """Move to the device, wrap for data-parallel training, build the optimiser."""
@@ -66,11 +68,16 @@ class Phase:
         self.optimizer = build_optimiser(self.network, self.optimiser)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.skipped_in_a_row = state["skipped_in_a_row"]
 
 
 class Callback(Protocol):
@@ -120,7 +127,6 @@ class Trainer:
             settings.batch_size, context.world_size, context.rank, settings.micro_batch
         )
         self.step = 0
-        self.skipped_in_a_row = 0
         self.skipped = 0
         self.checked = False
         for phase in self.phases:
@@ -150,13 +156,15 @@ class Trainer:
         """One optimiser step of one phase: accumulate, check, clip, guard, descend."""
         phase.optimizer.zero_grad(set_to_none=True)
         share = 1 / len(self.micro_batches)
-        metrics: dict[str, Tensor] = {}
+        noted: dict[str, list[Tensor]] = {}
         for i, rows in enumerate(self.micro_batches):
             last = i == len(self.micro_batches) - 1
             loss = self._loss(phase, rows, monitor, synchronise=last)
             (share * loss.value).backward()
             for name, value in loss.metrics.items():
-                metrics[name] = metrics.get(name, 0) + share * value.detach()
+                noted.setdefault(name, []).append(value.detach())
+        # A bin that is empty in one micro-batch is NaN there, and not in all of the step.
+        metrics = {name: torch.stack(values).nanmean() for name, values in noted.items()}
         if not self.checked:
             check_gradients_are_synchronised(phase.network, phase.name)
         limit = phase.optimiser.gradient_clip or float("inf")
@@ -181,11 +189,11 @@ class Trainer:
 
     def _is_finite(self, norm: Tensor, phase: Phase) -> bool:
         if torch.isfinite(norm):
-            self.skipped_in_a_row = 0
+            phase.skipped_in_a_row = 0
             return True
         self.skipped += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
+        phase.skipped_in_a_row += 1
+        if phase.skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise AyfError(
                 f"the gradient of '{phase.name}' was not finite for {SKIPPED_IN_A_ROW} steps in a row, "
                 f"the last one step {self.step}: lower its learning rate, or look for NaN in the data"
@@ -194,7 +202,7 @@ class Trainer:
 
     def _log(self, metrics: dict[str, Tensor]) -> None:
         values = {name: float(value) for name, value in metrics.items()} | {"skipped_steps": float(self.skipped)}
-        finite = {name: value for name, value in values.items() if value == value}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.context.log(self.step, self.settings.steps, finite)
 
     def _write(self, folder: Any) -> None:
@@ -203,7 +211,6 @@ class Trainer:
             {
                 "step": self.step,
                 "skipped": self.skipped,
-                "skipped_in_a_row": self.skipped_in_a_row,
                 "phases": {phase.name: phase.state_dict() for phase in self.phases},
                 "callbacks": {callback.name: callback.state_dict() for callback in self.callbacks},
             },
@@ -219,12 +226,11 @@ class Trainer:
                 phase.load_state_dict(state["phases"][phase.name])
             for callback in self.callbacks:
                 callback.load_state_dict(state["callbacks"][callback.name])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (AyfError, KeyError, RuntimeError, ValueError) as error:
             raise AyfError(
                 f"checkpoint '{folder}' is of another training ({str(error).splitlines()[0]}): delete that folder"
             ) from None
         self.step, self.skipped = state["step"], state["skipped"]
-        self.skipped_in_a_row = state["skipped_in_a_row"]
 
 
 def rows_of_micro_batches(global_batch: int, workers: int, rank: int, micro_batch: int | None) -> list[slice]:
@@ -255,6 +261,7 @@ def check_gradients_are_synchronised(network: nn.Module, name: str) -> None:
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return
     own = torch.stack([p.grad.double().square().sum() for p in unwrap(network).parameters() if p.grad is not None])
+    own = own.nan_to_num()  # a gradient that is not finite is the non-finite guard's to name
     everyone = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
     distributed.all_gather(everyone, own)
     spread = max(float((other - everyone[0]).abs().max()) for other in everyone)
