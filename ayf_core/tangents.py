@@ -7,7 +7,7 @@ without: the Eulerian one along (dx, dt, ds) = (v, 1, 0), the Lagrangian one alo
   It goes through DistributedDataParallel, gradient checkpointing and a compiled forward.
 - `fused`: one forward-mode pass whose value keeps gradients. One forward cheaper, but it must call the bare
   module: under DistributedDataParallel its gradients would silently not be synchronised, so that is refused.
-- `finite_difference`: central differences; the cheapest, accurate to about 1e-4 in float32, useless in bfloat16.
+- `finite_difference`: central differences; the cheapest, accurate to about 1e-3 in float32, useless in bfloat16.
 """
 
 import copy

@@ -12,9 +12,11 @@ def mean_by_bins(
 ) -> dict[str, Tensor]:
     """Mean of `values` in each quarter of [0, 1]: {'quantity/variable_0.25': ...} named by the bin's lower end.
 
-    An empty bin gives NaN, which a log leaves out.
+    Values that are not finite are left out; an empty bin gives NaN, which a log leaves out.
     """
     index = (positions * BINS).long().clamp(0, BINS - 1)
-    totals = torch.zeros(BINS, dtype=torch.float64, device=values.device).index_add_(0, index, values.double())
-    counts = torch.bincount(index, minlength=BINS)
+    known = values.isfinite()
+    zeros = torch.zeros(BINS, dtype=torch.float64, device=values.device)
+    totals = zeros.index_add(0, index, torch.where(known, values.double(), 0.0))
+    counts = zeros.index_add(0, index, known.double())
     return {f"{quantity}/{variable}_{i / BINS:.2f}": totals[i] / counts[i] for i in range(BINS)}

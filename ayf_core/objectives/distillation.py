@@ -157,7 +157,8 @@ class Distillation(ABC):
     ) -> dict[str, Tensor]:
         """What tells whether training goes well: raw norms by bins of t and of t - s, the residual on the diagonal."""
         raw = tangent.flatten(1).norm(dim=1)
-        metrics = {"loss": raw.mean(), "masked_samples": (~finite).double().mean()}
+        kept = torch.where(finite, raw, torch.nan)
+        metrics = {"loss": kept.nanmean(), "masked_samples": (~finite).double().mean()}
         if monitor:
             slope = derivative.flatten(1).norm(dim=1)
             interval = point.t - point.s
