@@ -73,7 +73,7 @@ class FlowMap(nn.Module):
         network, details = load_network(folder)
         if details["role"] != "flow_map":
             raise AyfError(f"{folder} holds a {details['role']}, not a flow map: name a distilled student")
-        return cls(network)
+        return cls(network).eval()
 
 
 def save_network(
@@ -118,7 +118,7 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         raise AyfError(f"no model in '{folder}': {path.name} is missing; name a folder that a training stage wrote")
     try:
         card = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise AyfError(f"'{path}' is damaged ({error}): train or download the model again") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise AyfError(f"'{path}' is not a model of this library: name a folder that a training stage wrote")
@@ -138,12 +138,12 @@ def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tupl
     if not path.is_file():
         raise AyfError(f"'{path}' is missing: run the stage that trains it again")
     payload = path.read_bytes()
-    if hashlib.sha256(payload).hexdigest() != card["sha256"]:
+    if hashlib.sha256(payload).hexdigest() != card.get("sha256"):
         raise AyfError(f"'{path}' is truncated or altered (checksum differs): run the stage that trains it again")
-    with torch.random.fork_rng():
-        network = build_network(NetworkSpec.from_dict(card["network"]))
     try:
+        with torch.random.fork_rng():
+            network = build_network(NetworkSpec.from_dict(card["network"]))
         network.load_state_dict(safetensors.torch.load(payload))
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
         raise AyfError(f"'{path}' does not fit its model.json ({str(error).splitlines()[0]})") from None
     return network.eval().requires_grad_(False).to(device), card

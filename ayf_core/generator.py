@@ -57,6 +57,10 @@ class Generator:
         """
         folder = Path(folder)
         network, card = load_network(folder)
+        if "latent_space" not in card:
+            raise AyfError(
+                f"'{folder}' holds a bare network, without codec and latent statistics: name a stage's output"
+            )
         if ema_std is not None:
             network.load_state_dict(reconstruct(load_snapshots(folder / "ema"), ema_std))
         statistics = card["latent_space"]
