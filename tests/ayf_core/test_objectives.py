@@ -1,0 +1,376 @@
+"""Objectives: zero at the exact flow map, stabilisers as the paper has them, one bad sample harms no other."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ayf_core.analytic import Gaussian
+from ayf_core.errors import AyfError
+from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.objectives import (
+    AdversarialFinish,
+    Batch,
+    DiscriminatorObjective,
+    EulerianDistillation,
+    FlowMatching,
+    GuidanceLaw,
+    LagrangianDistillation,
+    TangentSettings,
+)
+from ayf_core.objectives.diagnostics import mean_by_bins
+from ayf_core.objectives.distillation import WEIGHTINGS, normalise_tangent, tangent_loss
+from ayf_core.randomness import StepRandom
+from ayf_core.tangents import BACKENDS
+from ayf_core.times import IntervalLaw, LogitNormalTime
+from ayf_core.velocity import Autoguidance
+
+OBJECTIVES = [EulerianDistillation, LagrangianDistillation]
+DATA = Gaussian(torch.tensor([0.5, -1.0]), torch.tensor([[1.0, 0.3], [0.3, 0.5]]))
+
+
+def small_network(guidance=False, dtype=torch.float64):
+    torch.manual_seed(0)
+    spec = NetworkSpec(kind="mlp", shape=(2,), num_classes=1, width=16, depth=2, interval=True, guidance=guidance)
+    network = build_network(spec).to(dtype)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def batch_of(count, dtype=torch.float64):
+    x = DATA.sample(count, torch.Generator().manual_seed(3)).to(dtype)
+    return Batch(x, torch.zeros(count, dtype=torch.long))
+
+
+def gradient_of(network):
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+class ExactMeanVelocity(nn.Module):
+    """The Gaussian's exact F plus a learnt constant, which is right at zero."""
+
+    def __init__(self, error=0.0):
+        super().__init__()
+        self.offset = nn.Parameter(torch.full((2,), error, dtype=torch.float64))
+
+    def forward(self, x, t, s, labels=None, guidance_scale=None):
+        return DATA.mean_velocity(x, t, s) + self.offset
+
+
+def distillation(kind, **settings):
+    values = {"warmup_max": 1.0, "warmup_steps": 0} | settings
+    return kind(teacher=DATA, time_law=IntervalLaw(), tangent=TangentSettings(**values))
+
+
+@pytest.mark.parametrize("backend", ["split", "fused"])
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_tangent_and_gradient_vanish_at_the_exact_flow_map(kind, normalise, backend):
+    network = ExactMeanVelocity()
+    objective = distillation(kind, normalise=normalise, backend=backend)
+    loss = objective(network, batch_of(64), StepRandom(0, 0, 64), step=0)
+    loss.value.backward()
+    assert float(loss.metrics["loss"]) < 1e-9  # the mean raw tangent norm
+    assert network.offset.grad.abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_tangent_does_not_vanish_away_from_the_exact_flow_map(kind):
+    network = ExactMeanVelocity(error=0.1)
+    loss = distillation(kind)(network, batch_of(64), StepRandom(0, 0, 64), step=0)
+    assert float(loss.metrics["loss"]) > 0.05
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_descent_returns_to_the_exact_flow_map(kind):
+    network = ExactMeanVelocity(error=0.3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.3)
+    objective = distillation(kind, normalise=False)
+    for step in range(40):
+        optimizer.zero_grad()
+        objective(network, batch_of(32), StepRandom(0, step, 32), step=step).value.backward()
+        optimizer.step()
+    assert network.offset.abs().max() < 0.03
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_warmup_short_of_one_pulls_the_exact_flow_map_towards_straight_paths(kind):
+    loss = distillation(kind, warmup_max=0.5)(ExactMeanVelocity(), batch_of(64), StepRandom(0, 0, 64), step=0)
+    assert float(loss.metrics["loss"]) > 1e-2
+
+
+def test_tangent_warmup_grows_with_the_global_step_and_then_stays():
+    settings = TangentSettings(warmup_max=0.99, warmup_steps=1000)
+    assert [settings.warmup(step) for step in (0, 100, 500, 1000, 10**6)] == pytest.approx(
+        [0.0, 0.099, 0.495, 0.99, 0.99]
+    )
+    assert TangentSettings(warmup_max=0.99, warmup_steps=0).warmup(0) == 0.99
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_the_step_decides_how_much_the_derivative_counts(kind):
+    network, batch, random = small_network(), batch_of(8), StepRandom(0, 0, 8)
+    objective = distillation(kind, warmup_max=0.99, warmup_steps=100)
+    early, middle, late, later = (
+        float(objective(network, batch, random, step=step).value.detach()) for step in (0, 50, 100, 5000)
+    )
+    assert early != middle != late
+    assert late == later
+    assert float(objective.past_warmup()(network, batch, random, step=0).value.detach()) == late
+
+
+def test_normalised_tangent_has_the_length_the_paper_gives():
+    g = torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    plain = normalise_tangent(g, TangentSettings(normalisation_constant=0.1))
+    torch.testing.assert_close(plain, g / 5.1)
+    divided = normalise_tangent(g, TangentSettings(normalisation_constant=0.1, divide_by_sqrt_dim=True))
+    torch.testing.assert_close(divided, g / (5.0 / 2 + 0.1))
+    assert normalise_tangent(g, TangentSettings(normalise=False)) is g
+
+
+def test_normalisation_takes_each_image_as_one_vector():
+    g = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    normalised = normalise_tangent(g, TangentSettings(normalisation_constant=0.0))
+    torch.testing.assert_close(normalised.flatten(1).norm(dim=1), torch.ones(3))
+
+
+def test_gradient_of_the_loss_is_the_weighted_normalised_tangent(generator):
+    value = torch.randn(4, 2, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    tangent = torch.randn(4, 2, 3, generator=generator, dtype=torch.float64)
+    weight = torch.tensor([1.0, 0.5, 2.0, 0.0], dtype=torch.float64)
+    settings = TangentSettings()
+    loss, kept = tangent_loss(value, tangent, weight, settings)
+    loss.backward()
+    torch.testing.assert_close(value.grad, weight[:, None, None] * normalise_tangent(tangent, settings) / 4)
+    assert kept.all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_tangent_that_is_not_finite_leaves_the_gradients_of_the_others(generator, bad):
+    value = torch.randn(4, 3, generator=generator, requires_grad=True)
+    tangent = torch.randn(4, 3, generator=generator)
+    tangent_loss(value, tangent, torch.ones(4), TangentSettings())[0].backward()
+    expected, value.grad = value.grad, None
+    tangent[1, 2] = bad
+    loss, kept = tangent_loss(value, tangent, torch.ones(4), TangentSettings())
+    loss.backward()
+    assert kept.tolist() == [True, False, True, True]
+    assert not value.grad[1].any()
+    torch.testing.assert_close(value.grad[[0, 2, 3]], expected[[0, 2, 3]], rtol=0, atol=0)
+    assert loss.isfinite()
+
+
+class BrokenTeacher:
+    """Right but for one sample, where it is NaN."""
+
+    evaluations_per_call = 1
+
+    def __init__(self, row):
+        self.row = row
+
+    def __call__(self, x, t, labels=None, guidance_scale=None):
+        velocity = DATA.velocity(x, t).clone()
+        velocity[self.row] = float("nan")
+        return velocity
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_teacher_that_fails_on_one_sample_leaves_the_gradients_of_the_others(kind, backend):
+    objective = replace(distillation(kind, backend=backend), teacher=BrokenTeacher(2))
+    network, batch = small_network(), batch_of(6)
+    loss = objective(network, batch, StepRandom(0, 7, 6), step=0, monitor=True)
+    loss.value.backward()
+    spoilt = gradient_of(network)
+    network.zero_grad()
+
+    # The other five alone: same draws, a mean over six.
+    for rows in (slice(0, 2), slice(3, 6)):
+        part = Batch(batch.x[rows], batch.labels[rows])
+        alone = distillation(kind, backend=backend)(network, part, StepRandom(0, 7, 6, rows), step=0)
+        (alone.value * len(part.x) / 6).backward()
+    torch.testing.assert_close(spoilt, gradient_of(network), rtol=1e-10, atol=1e-12)
+    assert float(loss.metrics["masked_samples"]) == pytest.approx(1 / 6)
+    assert loss.metrics["loss"].isfinite(), "the log must go on where one sample is left out"
+
+
+def test_weightings_are_one_and_the_interval():
+    t, s = torch.tensor([0.9, 0.5]), torch.tensor([0.1, 0.5])
+    torch.testing.assert_close(WEIGHTINGS["uniform"](t, s), torch.ones(2))
+    torch.testing.assert_close(WEIGHTINGS["interval"](t, s), torch.tensor([0.8, 0.0]))
+
+
+def test_interval_weighting_reaches_the_loss():
+    network, batch = small_network(), batch_of(1)
+    random = StepRandom(0, 0, 1)
+    plain = distillation(EulerianDistillation)
+    weighted = replace(plain, weighting="interval")
+    t, s = plain.time_law.sample(random)
+    with torch.no_grad():
+        ratio = float(weighted(network, batch, random, 0).value / plain(network, batch, random, 0).value)
+    assert ratio == pytest.approx(float(t - s))
+
+
+def test_guidance_scales_fill_their_range_and_reach_teacher_and_student():
+    scales = GuidanceLaw(minimum=1.0, maximum=3.0).sample(StepRandom(0, 0, 4000))
+    assert scales.min() >= 1
+    assert scales.max() <= 3
+    assert float(scales.mean()) == pytest.approx(2.0, abs=0.05)
+    assert float(scales.std()) == pytest.approx(2 / math.sqrt(12), abs=0.02)
+    assert (GuidanceLaw().sample(StepRandom(0, 0, 10)) == 1).all()
+
+    told = {}
+
+    def teacher(x, t, labels=None, guidance_scale=None):
+        told["teacher"] = guidance_scale
+        return torch.zeros_like(x)
+
+    class Student(nn.Module):
+        def forward(self, x, t, s, labels=None, guidance_scale=None):
+            told["student"] = guidance_scale
+            return 0 * x
+
+    objective = EulerianDistillation(
+        teacher=teacher,
+        time_law=IntervalLaw(),
+        tangent=TangentSettings(),
+        guidance=GuidanceLaw(minimum=1.0, maximum=3.0),
+    )
+    objective(Student(), batch_of(16), StepRandom(0, 0, 16), step=0)
+    expected = GuidanceLaw(minimum=1.0, maximum=3.0).sample(StepRandom(0, 0, 16))
+    torch.testing.assert_close(told["teacher"], expected, rtol=0, atol=0)
+    torch.testing.assert_close(told["student"], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_lambda_one_of_autoguidance_trains_as_the_teacher_alone(kind):
+    other = Gaussian(torch.zeros(2), torch.eye(2))
+    network, batch, random = small_network(), batch_of(8), StepRandom(0, 0, 8)
+    plain = distillation(kind)
+    guided = replace(plain, teacher=Autoguidance(DATA, other), guidance=GuidanceLaw())
+    stronger = replace(guided, guidance=GuidanceLaw(minimum=2.0, maximum=2.0))
+    expected = float(plain(network, batch, random, 0).value)
+    assert float(guided(network, batch, random, 0).value) == pytest.approx(expected, rel=1e-12)
+    assert float(stronger(network, batch, random, 0).value) != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_monitoring_adds_diagnostics_and_leaves_the_loss(kind):
+    network, batch, random = small_network(), batch_of(64), StepRandom(0, 0, 64)
+    plain = distillation(kind)(network, batch, random, 0)
+    watched = distillation(kind)(network, batch, random, 0, monitor=True)
+    assert float(plain.value) == float(watched.value)
+    quantities = {name.split("/")[0] for name in watched.metrics}
+    assert quantities >= {"tangent_norm", "derivative_norm", "velocity_residual", "tangent_warmup", "loss"}
+
+
+def test_velocity_residual_is_zero_for_a_student_that_knows_the_velocity():
+    metrics = distillation(EulerianDistillation)(
+        ExactMeanVelocity(), batch_of(256), StepRandom(0, 0, 256), 0, monitor=True
+    ).metrics
+    residuals = [float(value) for name, value in metrics.items() if name.startswith("velocity_residual/")]
+    assert len(residuals) == 4
+    assert max(residuals) < 1e-18
+
+
+def test_bins_hold_the_mean_of_their_quarter_and_the_end_belongs_to_the_last():
+    values = torch.tensor([1.0, 3.0, 5.0, 7.0])
+    bins = mean_by_bins("norm", "t", values, torch.tensor([0.0, 0.2, 0.75, 1.0]))
+    assert bins["norm/t_0.00"] == 2.0
+    assert bins["norm/t_0.75"] == 6.0
+    assert bins["norm/t_0.25"].isnan()
+    assert bins["norm/t_0.50"].isnan()
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_objective_checks_its_back_end_in_both_directions(monkeypatch, kind):
+    network, batch = small_network(), batch_of(4)
+    objective = distillation(kind)
+    assert objective.self_check(network, batch, StepRandom(0, 0, 4), tolerance=1e-6) < 1e-6
+
+    def blind_to_s(network, point, direction):
+        value, derivative = split(network, point, direction)
+        return value, derivative * direction.t.view(-1, 1)  # zero along (0, 0, 1)
+
+    split = BACKENDS["split"]
+    monkeypatch.setitem(BACKENDS, "split", blind_to_s)
+    with pytest.raises(AyfError, match="off by"):
+        objective.self_check(network, batch, StepRandom(0, 0, 4), tolerance=1e-2)
+
+
+def test_flow_matching_is_the_mean_squared_error_of_the_velocity():
+    class Still(nn.Module):
+        def forward(self, x, t, s=None, labels=None, guidance_scale=None):
+            return torch.zeros_like(x)
+
+    batch, random = batch_of(32), StepRandom(0, 0, 32)
+    noise = random.normal("noise", (2,), torch.float64)
+    loss = FlowMatching()(Still(), batch, random, 0, monitor=True)
+    assert float(loss.value) == pytest.approx(float((noise - batch.x).square().mean()))
+    assert any(name.startswith("velocity_error/t_") for name in loss.metrics)
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(0.0, 0.0), (0.25, 0.25), (1.0, 1.0)])
+def test_flow_matching_drops_the_asked_share_of_labels(dropout, expected):
+    seen = {}
+
+    class Listener(nn.Module):
+        def forward(self, x, t, s=None, labels=None, guidance_scale=None):
+            seen["labels"] = labels
+            return x
+
+    batch = Batch(torch.zeros(4000, 2), torch.arange(4000) % 10)
+    FlowMatching(null_label=10, label_dropout=dropout)(Listener(), batch, StepRandom(0, 0, 4000), 0)
+    dropped = seen["labels"] == 10
+    assert float(dropped.double().mean()) == pytest.approx(expected, abs=0.03)
+    assert (seen["labels"][~dropped] == batch.labels[~dropped]).all()
+
+
+def test_logit_normal_time_lies_inside_the_path_with_its_median_at_the_logistic_of_the_mean():
+    t = LogitNormalTime(mean=-1.0, std=1.0).sample(StepRandom(0, 0, 20_000))
+    assert t.dtype == torch.float64
+    assert t.min() > 0
+    assert t.max() < 1
+    assert float(t.median()) == pytest.approx(1 / (1 + math.e), abs=0.01)
+
+
+class LinearDiscriminator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.3, -0.2], dtype=torch.float64))
+
+    def forward(self, x, labels=None):
+        return torch.tanh(x @ self.weight)
+
+
+def test_adversarial_finish_adds_a_push_as_strong_as_its_share_of_the_distillation():
+    network, batch, random = small_network(), batch_of(16), StepRandom(0, 0, 16)
+    base = distillation(EulerianDistillation)
+    discriminator = LinearDiscriminator()
+
+    def last_layer_gradient(objective):
+        network.zero_grad()
+        objective(network, batch, random, 0).value.backward()
+        return network.last_layer.grad.clone()
+
+    alone = last_layer_gradient(base)
+    finish = AdversarialFinish(distillation=base, discriminator=discriminator, weight=0.1, guidance_scale=None)
+    push = last_layer_gradient(finish) - alone
+    assert float(push.norm() / alone.norm()) == pytest.approx(0.1, rel=1e-3)
+    assert discriminator.weight.grad is None
+    assert discriminator.weight.requires_grad
+
+
+def test_discriminator_objective_leaves_the_generator_alone():
+    network, batch, random = small_network(), batch_of(16), StepRandom(0, 0, 16)
+    discriminator = LinearDiscriminator()
+    objective = DiscriminatorObjective(generator=network, r1=0.1, r2=0.1, guidance_scale=None)
+    loss = objective(discriminator, batch, random, 0)
+    loss.value.backward()
+    assert discriminator.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in network.parameters())
+    assert 0 <= float(loss.metrics["accuracy"]) <= 1

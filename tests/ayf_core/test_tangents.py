@@ -1,0 +1,160 @@
+"""The derivative engine: its back ends agree, and its self-check catches one that is wrong."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ayf_core import tangents
+from ayf_core.errors import AyfError
+from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.tangents import (
+    BACKENDS,
+    Point,
+    central_difference,
+    eulerian_direction,
+    lagrangian_direction,
+    self_check,
+    unwrap,
+    value_and_derivative,
+)
+
+MLP = NetworkSpec(kind="mlp", shape=(2,), num_classes=3, width=16, depth=3, interval=True, guidance=True)
+DIT = NetworkSpec(
+    kind="dit", shape=(2, 4, 4), num_classes=3, width=16, depth=2, heads=2, patch_size=2, interval=True, guidance=True
+)
+SPECS = {"mlp": MLP, "dit": DIT}
+
+
+def network_of(kind, dtype=torch.float64):
+    torch.manual_seed(0)
+    network = build_network(SPECS[kind]).to(dtype)
+    for parameter in network.parameters():
+        if not parameter.any():  # a fresh network gives zero, whose derivative tells nothing
+            nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+def point_of(kind, dtype=torch.float64, count=3):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, *SPECS[kind].shape, generator=generator, dtype=torch.float64).to(dtype)
+    t = 0.5 + 0.4 * torch.rand(count, generator=generator, dtype=torch.float64)
+    s = 0.4 * torch.rand(count, generator=generator, dtype=torch.float64)
+    return Point(x, t, s, torch.arange(count) % 3, torch.linspace(1, 2, count, dtype=torch.float64))
+
+
+def directions_of(point):
+    velocity = torch.randn(point.x.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return {"eulerian": eulerian_direction(point, velocity), "lagrangian": lagrangian_direction(point)}
+
+
+def exact_derivative(network, point, direction):
+    """Fourth-order differences in float64, good to about 1e-10."""
+    with torch.no_grad():
+        coarse, fine = (central_difference(network, point, direction, h) for h in (4e-4, 2e-4))
+    return (4 * fine - coarse) / 3
+
+
+@pytest.mark.parametrize("way", ["eulerian", "lagrangian"])
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("backend", ["split", "fused"])
+def test_forward_mode_equals_float64_differences(backend, kind, way):
+    network, point = network_of(kind), point_of(kind)
+    direction = directions_of(point)[way]
+    expected = exact_derivative(network, point, direction)
+    value, derivative = value_and_derivative(network, point, direction, backend)
+    assert expected.norm() > 1e-3
+    torch.testing.assert_close(derivative, expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(value, network(*point), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_every_back_end_gives_the_same_gradient_for_the_parameters(kind):
+    gradients = {}
+    for backend in BACKENDS:
+        network, point = network_of(kind), point_of(kind)
+        value, derivative = value_and_derivative(network, point, directions_of(point)["eulerian"], backend)
+        assert not derivative.requires_grad
+        value.square().sum().backward()
+        gradients[backend] = torch.cat([p.grad.flatten() for p in network.parameters()])
+    for backend in ("fused", "finite_difference"):
+        torch.testing.assert_close(gradients[backend], gradients["split"], rtol=1e-10, atol=1e-12)
+
+
+def test_finite_differences_in_float32_are_good_to_a_hundredth():
+    network, point = network_of("dit"), point_of("dit")
+    direction = directions_of(point)["eulerian"]
+    expected = exact_derivative(network, point, direction)
+    low = point._replace(x=point.x.float(), guidance_scale=point.guidance_scale.float())
+    value, derivative = value_and_derivative(
+        copy.deepcopy(network).float(), low, eulerian_direction(low, direction.x), "finite_difference"
+    )
+    assert value.dtype == torch.float32
+    assert (derivative.double() - expected).norm() < 1e-2 * expected.norm()
+
+
+def test_differences_evaluate_both_sides_with_the_same_dropout():
+    network, point = network_of("mlp"), point_of("mlp")
+    network.hidden.append(nn.Dropout(0.5))
+    network.train()
+    derivative = central_difference(network, point, lagrangian_direction(point), 1e-6)
+    # Two different masks would differ by order one, over a step of 1e-6.
+    assert derivative.abs().max() < 1e3
+
+
+def test_unknown_back_end_names_those_there_are():
+    with pytest.raises(AyfError, match="split, fused, finite_difference"):
+        value_and_derivative(network_of("mlp"), point_of("mlp"), lagrangian_direction(point_of("mlp")), "symbolic")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", SPECS)
+def test_self_check_passes_for_every_back_end(kind, backend):
+    torch.manual_seed(0)
+    network = build_network(SPECS[kind])  # fresh, in float32, with its zero layers
+    point = point_of(kind, torch.float32)
+    before = copy.deepcopy(network.state_dict())
+    for direction in directions_of(point).values():
+        assert self_check(network, point, direction, backend, tolerance=1e-2) < 1e-2
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda derivative: 1.05 * derivative, id="too long"),
+        pytest.param(lambda derivative: -derivative, id="wrong sign"),
+        pytest.param(torch.zeros_like, id="zero"),
+        pytest.param(lambda derivative: derivative.flip(0), id="rows exchanged"),
+        pytest.param(lambda derivative: derivative * float("nan"), id="not a number"),
+        pytest.param(lambda derivative: derivative / 0, id="infinite"),
+    ],
+)
+@pytest.mark.parametrize("way", ["eulerian", "lagrangian"])
+def test_self_check_refuses_a_wrong_back_end(monkeypatch, way, spoil):
+    def wrong(network, point, direction):
+        value, derivative = tangents.split(network, point, direction)
+        return value, spoil(derivative)
+
+    monkeypatch.setitem(BACKENDS, "split", wrong)
+    torch.manual_seed(0)
+    network = build_network(DIT)  # its output layer is zero: the check has to look behind it
+    point = point_of("dit", torch.float32)
+    with pytest.raises(AyfError, match="'split' is off by"):
+        self_check(network, point, directions_of(point)[way], "split", tolerance=1e-2)
+
+
+def test_self_check_leaves_the_random_state_as_it_was():
+    network, point = network_of("mlp"), point_of("mlp")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    self_check(network, point, lagrangian_direction(point))
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+def test_unwrap_gives_the_module_inside_a_compiled_one():
+    network = network_of("mlp")
+    assert unwrap(network) is network
+    assert unwrap(torch.compile(network)) is network
