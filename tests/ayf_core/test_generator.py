@@ -1,0 +1,253 @@
+"""A model folder makes data again: same samples, honest costs, and a clear line where it cannot."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from ayf_core.data.codecs import IdentityCodec
+from ayf_core.data.latents import LatentSpace
+from ayf_core.errors import AyfError
+from ayf_core.flow_map import FlowMap
+from ayf_core.generator import Generator, save_generator
+from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.samplers import sample_flow_map, uniform_grid
+from ayf_core.training.ema import PowerFunctionEMA, load_snapshots, reconstruct
+from ayf_core.velocity import Autoguidance, NetworkVelocity
+
+SHAPE = (1, 4, 4)
+SPACE = LatentSpace(torch.tensor([0.25]), torch.tensor([2.0]))
+STEPS = 20
+
+
+class Counted(nn.Module):
+    """A network that counts how often it is evaluated."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.spec, self.calls = network, network.spec, 0
+
+    def forward(self, *arguments):
+        self.calls += 1
+        return self.network(*arguments)
+
+
+def network_of(guidance=True, interval=True, seed=0):
+    torch.manual_seed(seed)
+    network = build_network(
+        NetworkSpec(
+            kind="dit",
+            shape=SHAPE,
+            num_classes=3,
+            width=8,
+            depth=1,
+            heads=2,
+            patch_size=2,
+            interval=interval,
+            guidance=guidance,
+        )
+    )
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def save(folder, network=None, role="flow_map", **details):
+    """A trained model: its average after some steps of a random walk, with snapshots of two widths."""
+    network = network or network_of()
+    IdentityCodec().save(folder / "codec-source")
+    averages = PowerFunctionEMA(network, [0.05, 0.1])
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, STEPS + 1):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        averages.update(step)
+        if step % 5 == 0:
+            averages.save_snapshot(folder / "snapshots", step)
+    save_generator(
+        folder / "model",
+        network,
+        averages.weights(0.05),
+        role=role,
+        codec=folder / "codec-source",
+        space=SPACE,
+        snapshots=folder / "snapshots",
+        **details,
+    )
+    return averages
+
+
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+def counted(generator):
+    network = Counted(generator.network)
+    return Generator(network, generator.role, generator.codec, generator.space, generator.card), network
+
+
+def test_saved_generator_makes_the_same_samples_when_loaded(tmp_path):
+    averages = save(tmp_path, guidance_range=[1.0, 3.0])
+    loaded = Generator.load(tmp_path / "model")
+    noise = loaded.draw_noise(4, seed=1)
+    drawn = loaded.sample(noise, 2, LABELS, guidance_scale=2.0)
+
+    network = network_of()
+    network.load_state_dict(averages.weights(0.05))
+    expected = sample_flow_map(FlowMap(network), noise, uniform_grid(2), LABELS, torch.full((4,), 2.0)).x
+    torch.testing.assert_close(drawn.x, expected * 2.0 + 0.25)
+    assert loaded.guidance_range == (1.0, 3.0)
+    assert loaded.spec == network.spec
+    assert not loaded.network.training
+
+
+def test_a_saved_model_is_the_same_bytes_every_time(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / name, guidance_range=[1.0, 3.0])
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a" / "model").rglob("*.*"))
+    assert len(files) > 8
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_noise_depends_on_its_seed_alone(tmp_path):
+    save(tmp_path)
+    generator = Generator.load(tmp_path / "model")
+    noise = generator.draw_noise(4, seed=1)
+    torch.rand(3)
+    assert torch.equal(generator.draw_noise(4, seed=1), noise)
+    assert not torch.equal(generator.draw_noise(4, seed=2), noise)
+    assert noise.shape == (4, *SHAPE)
+
+
+def test_another_ema_width_is_reconstructed_from_the_snapshots(tmp_path):
+    averages = save(tmp_path)
+    folder = tmp_path / "model"
+    other = Generator.load(folder, ema_std=0.15)
+    expected = reconstruct(load_snapshots(folder / "ema"), 0.15)
+    assert {name: p.shape for name, p in expected.items()} == {
+        name: p.shape for name, p in other.network.state_dict().items()
+    }
+    torch.testing.assert_close(other.network.state_dict(), expected, rtol=0, atol=0)
+    published = Generator.load(folder).network.output.weight
+    assert not torch.equal(other.network.output.weight, published)
+    tracked = Generator.load(folder, ema_std=0.1).network.output.weight
+    torch.testing.assert_close(tracked, averages.weights(0.1)["output.weight"], rtol=1e-5, atol=1e-6)
+
+
+def test_ema_width_that_cannot_be_had_is_refused(tmp_path):
+    save(tmp_path)
+    with pytest.raises(AyfError, match="EMA std"):
+        Generator.load(tmp_path / "model", ema_std=0.5)
+    for snapshot in (tmp_path / "model" / "ema").iterdir():
+        snapshot.unlink()
+    with pytest.raises(AyfError, match="no EMA snapshots"):
+        Generator.load(tmp_path / "model", ema_std=0.1)
+
+
+def test_damaged_ema_snapshot_is_refused_by_name(tmp_path):
+    save(tmp_path)
+    snapshot = min((tmp_path / "model" / "ema").iterdir())
+    snapshot.write_bytes(snapshot.read_bytes()[:-9])
+    with pytest.raises(AyfError, match=f"{snapshot.name}.*damaged"):
+        Generator.load(tmp_path / "model", ema_std=0.1)
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 4])
+def test_student_costs_one_evaluation_a_step(tmp_path, evaluations):
+    save(tmp_path, guidance_range=[1.0, 3.0])
+    generator, network = counted(Generator.load(tmp_path / "model"))
+    drawn = generator.sample(torch.randn(4, *SHAPE), evaluations, LABELS, guidance_scale=2.0)
+    assert drawn.nfe == network.calls == evaluations
+
+
+@pytest.mark.parametrize("evaluations", [63, 4, 1, 2])
+def test_teacher_costs_what_was_asked_by_heun_where_odd_and_euler_where_even(tmp_path, evaluations):
+    save(tmp_path, network_of(guidance=False, interval=False), role="velocity")
+    generator, network = counted(Generator.load(tmp_path / "model"))
+    drawn = generator.sample(torch.randn(4, *SHAPE), evaluations, LABELS)
+    assert drawn.nfe == network.calls == evaluations
+
+
+def test_guided_teacher_costs_the_evaluations_of_both_its_networks(tmp_path):
+    save(tmp_path, network_of(guidance=False, interval=False), role="velocity")
+    generator, network = counted(Generator.load(tmp_path / "model"))
+    weak = Counted(network_of(guidance=False, interval=False, seed=1))
+    guided = Autoguidance(NetworkVelocity(network), NetworkVelocity(weak))
+    noise = torch.randn(4, *SHAPE)
+    drawn = generator.sample(noise, 63, LABELS, guidance_scale=2.0, velocity=guided)
+    assert drawn.nfe == network.calls + weak.calls == 126
+    plain = generator.sample(noise, 63, LABELS)
+    torch.testing.assert_close(
+        generator.sample(noise, 63, LABELS, guidance_scale=1.0, velocity=guided).x, plain.x, rtol=1e-5, atol=1e-5
+    )
+    assert (drawn.x - plain.x).abs().max() > 1e-2
+
+
+def test_student_without_a_scale_is_asked_at_the_lower_end_of_its_range(tmp_path):
+    save(tmp_path, guidance_range=[1.5, 3.0])
+    generator = Generator.load(tmp_path / "model")
+    noise = generator.draw_noise(4, seed=0)
+    lowest = generator.sample(noise, 1, LABELS, guidance_scale=1.5).x
+    assert torch.equal(generator.sample(noise, 1, LABELS).x, lowest)
+    assert not torch.equal(generator.sample(noise, 1, LABELS, guidance_scale=3.0).x, lowest)
+
+
+@pytest.mark.parametrize("scale", [0.99, 3.01, -1.0, float("nan"), float("inf")])
+def test_guidance_scale_outside_what_the_student_learnt_is_refused(tmp_path, scale):
+    save(tmp_path, guidance_range=[1.0, 3.0])
+    with pytest.raises(AyfError, match="outside what this student learnt, 1 to 3"):
+        Generator.load(tmp_path / "model").sample(torch.randn(4, *SHAPE), 1, LABELS, guidance_scale=scale)
+
+
+@pytest.mark.parametrize(("role", "message"), [("flow_map", "without guidance"), ("velocity", "no guidance by itself")])
+def test_model_without_guidance_refuses_a_scale_but_takes_one(tmp_path, role, message):
+    save(tmp_path, network_of(guidance=False), role=role)
+    generator = Generator.load(tmp_path / "model")
+    generator.sample(torch.randn(4, *SHAPE), 1, LABELS, guidance_scale=1.0)
+    with pytest.raises(AyfError, match=message):
+        generator.sample(torch.randn(4, *SHAPE), 1, LABELS, guidance_scale=2.0)
+
+
+def test_gamma_sampling_draws_from_the_given_generator(tmp_path):
+    save(tmp_path)
+    model = Generator.load(tmp_path / "model")
+    noise = model.draw_noise(4, seed=0)
+    first, again, other = (
+        model.sample(noise, 4, LABELS, gamma=0.5, generator=torch.Generator().manual_seed(seed)).x for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def rewrite(folder, **changes):
+    card = json.loads((folder / "model.json").read_text()) | changes
+    (folder / "model.json").write_text(json.dumps({name: v for name, v in card.items() if v is not None}))
+
+
+DAMAGES = {
+    "weights truncated": (lambda f: truncate(f / "model.safetensors"), "truncated or altered"),
+    "card truncated": (lambda f: truncate(f / "model.json"), "damaged"),
+    "card foreign": (lambda f: (f / "model.json").write_text('{"format": "pt"}'), "not a model of this library"),
+    "card newer": (lambda f: rewrite(f, version=2), "newer than this library reads"),
+    "card of a bare network": (lambda f: rewrite(f, latent_space=None), "bare network"),
+    "codec missing": (lambda f: (f / "codec" / "codec.json").unlink(), "codec"),
+    "nothing there": (lambda f: (f / "model.json").unlink(), "no model in"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_or_foreign_model_is_refused_in_one_line(tmp_path, damage):
+    save(tmp_path)
+    spoil, message = DAMAGES[damage]
+    spoil(tmp_path / "model")
+    with pytest.raises(AyfError, match=message) as caught:
+        Generator.load(tmp_path / "model")
+    assert str(tmp_path / "model") in str(caught.value)
+    assert "\n" not in str(caught.value)
