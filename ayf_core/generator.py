@@ -1,6 +1,5 @@
 """A trained model with all it needs to make data: network, codec, latent statistics, EMA snapshots."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ayf_core.data.codecs import Codec, load_codec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.errors import AyfError
-from ayf_core.flow_map import FlowMap, load_network, save_network
+from ayf_core.flow_map import FlowMap, load_network
 from ayf_core.networks import MeanVelocityNetwork, NetworkSpec
 from ayf_core.samplers import Samples, sample_flow_map, solve_ode, uniform_grid
 from ayf_core.training.ema import load_snapshots, reconstruct
@@ -38,6 +37,11 @@ class Generator:
     @property
     def spec(self) -> NetworkSpec:
         return self.network.spec
+
+    @property
+    def makes_points(self) -> bool:
+        """Whether samples are points of the plane, not images."""
+        return len(self.spec.shape) == 1
 
     @property
     def guidance_range(self) -> tuple[float, float] | None:
@@ -123,28 +127,3 @@ class Generator:
         return torch.randn(count, *self.spec.shape, generator=torch.Generator().manual_seed(seed)).to(
             next(self.network.parameters()).device
         )
-
-
-def save_generator(
-    folder: Path,
-    network: MeanVelocityNetwork,
-    weights: Mapping[str, Tensor],
-    *,
-    role: str,
-    codec: Path,
-    space: LatentSpace,
-    snapshots: Path | None = None,
-    **details: Any,
-) -> None:
-    """Write a model folder that `Generator.load` reads.
-
-    Args:
-        weights: the average that is published.
-        codec: folder of the codec, copied (a pretrained one is only named in it).
-        snapshots: folder of EMA snapshots, copied.
-    """
-    statistics = {"shift": space.shift.tolist(), "scale": space.scale.tolist()}
-    save_network(folder, network, weights, role=role, latent_space=statistics, **details)
-    shutil.copytree(codec, folder / "codec", dirs_exist_ok=True)
-    if snapshots is not None:
-        shutil.copytree(snapshots, folder / "ema", dirs_exist_ok=True)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ayf_core.errors import AyfError
 from ayf_core.interpolants import expand
 
 
@@ -91,3 +92,23 @@ class ClassifierFreeGuidance:
         scale = expand(guidance_scale, x)
         unconditional = self.teacher(x, t, torch.full_like(labels, self.null_label))
         return scale * conditional + (1 - scale) * unconditional
+
+
+def guided(kind: str, teacher: nn.Module, weak_teacher: nn.Module, null_label: int) -> VelocityField:
+    """The velocity of a teacher's network under a kind of guidance.
+
+    Args:
+        kind: autoguidance, classifier_free or none.
+        null_label: the teacher's index of 'no label'.
+
+    Raises:
+        AyfError: for another kind.
+    """
+    field = NetworkVelocity(teacher)
+    if kind == "autoguidance":
+        return Autoguidance(field, NetworkVelocity(weak_teacher))
+    if kind == "classifier_free":
+        return ClassifierFreeGuidance(field, null_label)
+    if kind == "none":
+        return field
+    raise AyfError(f"unknown guidance '{kind}': choose autoguidance, classifier_free or none")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 PARAMS_FILE = "params.yaml"
 
+NORM_GROUPS = 8
+"""Groups of the codec's normalisation layers."""
+
 
 # --- science settings -------------------------------------------------------------------------------
 
@@ -34,7 +37,7 @@ class Data:
     folder: str | None = setting("folder of images, one sub-folder a class (name: folder)")
     image_size: int | None = setting("side in pixels; null = as the data come", at_least=2)
     size: int | None = setting("how many points to draw (name: checkerboard)", at_least=16)
-    test_fraction: float = setting("share held out for evaluation", above=0.0, below=1.0)
+    test_fraction: float = setting("share held out for evaluation", above=0.0, at_most=0.5)
 
     @property
     def kind(self) -> str:
@@ -211,6 +214,11 @@ def _data_disagreements(config: Config) -> Iterator[str]:
         yield f"codec.kind = {codec.kind}: data.name = {data.name} needs codec.kind = identity"
     if data.kind == "points" and features.kind != "pixels":
         yield f"features.kind = {features.kind}: data.name = {data.name} needs features.kind = pixels"
+    if codec.kind == "autoencoder_kl" and any(width % NORM_GROUPS for width in codec.channels):
+        widths = settings.literal(codec.channels)
+        yield f"codec.channels = {widths}: each must be a multiple of {NORM_GROUPS}; round them"
+    if features.kind == "classifier" and features.width % 4:
+        yield f"features.width = {features.width}: must be a multiple of 4; round it"
     if codec.kind == "identity" and codec.pretrained is not None:
         yield f"codec.pretrained = {codec.pretrained}: codec.kind = identity reads none; set it to null"
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 PAPER, INK, GAP = 255, (40, 40, 40), 2
 POINT_BINS, POINT_REACH = 160, 1.25
+POINTS_SHOWN = 20_000
+"""Enough to see a density of points."""
 
 
 def grid(x: Tensor, columns: int | None = None, side: int = 40) -> Image.Image:
@@ -69,6 +71,8 @@ def stacked(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def class_rows(num_classes: int, columns: int) -> Tensor:
-    """Labels [columns * rows], one class a row (up to ten classes); zeros for unconditional data."""
-    rows = max(1, min(num_classes, 10))
+    """Labels [columns * rows], one class a row, up to ten rows; of a single class as many rows of zeros as columns."""
+    if num_classes <= 1:
+        return torch.zeros(columns**2, dtype=torch.long)
+    rows = min(num_classes, 10)
     return torch.arange(rows).repeat_interleave(columns)

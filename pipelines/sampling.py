@@ -9,7 +9,7 @@ import torch
 
 from ayf_core.errors import AyfError
 from ayf_core.generator import Generator
-from pipelines.pictures import class_rows, grid
+from pipelines.pictures import POINTS_SHOWN, class_rows, grid
 
 
 def sample_grid(
@@ -35,14 +35,10 @@ def sample_grid(
     unknown = [label for label in labels or [] if not 0 <= label < max(classes, 1)]
     if unknown:
         raise AyfError(f"label {unknown[0]} is not one of the model's classes: choose 0 to {classes - 1}")
-    if classes <= 1:
-        chosen, amount = None, 20_000
-    else:
-        chosen = torch.tensor(labels).repeat_interleave(count) if labels else class_rows(classes, count)
-        amount = len(chosen)
-    noise = generator.draw_noise(amount, seed)
+    chosen = torch.tensor(labels).repeat_interleave(count) if labels else class_rows(classes, count)
+    noise = generator.draw_noise(POINTS_SHOWN if generator.makes_points else len(chosen), seed)
     renoise = torch.Generator().manual_seed(seed)
-    drawn = generator.sample(noise, steps, chosen, guidance_scale, gamma, generator=renoise)
+    drawn = generator.sample(noise, steps, chosen if classes > 1 else None, guidance_scale, gamma, generator=renoise)
     out.parent.mkdir(parents=True, exist_ok=True)
     grid(drawn.x, columns=count).save(out)
     return out

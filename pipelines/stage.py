@@ -41,6 +41,7 @@ Body = Callable[[Any, "Stage"], None]
 
 INTERRUPTED = 130
 _COMPLETE = "complete.json"
+_PUBLISHED = "published"
 
 
 # -------------------------------------------------------------------------------------------- the declaration
@@ -250,6 +251,16 @@ class Stage:
         _write_beside(result, json.dumps(returned))
         return returned
 
+    def keep(self, path: str) -> Path:
+        """Take what the training wrote to `final/` as the declared output `path`; training keeps its own copy.
+
+        A stage interrupted after its training thus finds the artefact again.
+        """
+        place = self.output(path)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.training_folder() / "final", place)
+        return place
+
     def training_folder(self, name: str | None = None) -> Path:
         """Where `train` keeps a training; the finished artefact is `training_folder() / "final"`."""
         return self.scratch / "training" / name if name else self.scratch / "training"
@@ -304,6 +315,8 @@ def run_stage(
     body = body or _body_of(declared[name].base)
     with _only_writer(root / "runs" / name, name):
         stage = Stage(root, declared[name], runtime)
+        if _asked_again(stage):
+            _remove(stage.scratch)
         stage.scratch.mkdir(parents=True, exist_ok=True)
         stage.run = _open(stage)
         status = "FAILED"
@@ -311,6 +324,7 @@ def run_stage(
             outputs = _finished_outputs(stage) or _compute(stage, config, body)
             stage.run.set_tags(_output_tags(outputs))
             _publish(stage)
+            (stage.scratch / _PUBLISHED).touch()
             _tidy(stage)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
@@ -379,6 +393,17 @@ def _finished_outputs(stage: Stage) -> dict[str, str] | None:
         marker.unlink()
         shutil.rmtree(stage.scratch / "training", ignore_errors=True)  # its checkpoints are gone already
     return known if intact else None
+
+
+def _asked_again(stage: Stage) -> bool:
+    """Whether DVC has committed this very result before, and yet runs the stage: `dvc repro --force`.
+
+    A stage killed after its work but before DVC's commit is not: that one publishes what it has.
+    """
+    marker, lock = stage.scratch / _PUBLISHED, stage.root / "dvc.lock"
+    if not (marker.exists() and lock.exists() and lock.stat().st_mtime_ns > marker.stat().st_mtime_ns):
+        return False
+    return stage.name in ((yaml.safe_load(lock.read_text()) or {}).get("stages") or {})
 
 
 def _output_tags(outputs: Mapping[str, str]) -> dict[str, str]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ayf_core.data.datasets import DataSet, load_dataset
 from ayf_core.data.latents import LatentDataset
-from ayf_core.generator import save_generator
 from ayf_core.networks import MeanVelocityNetwork, NetworkSpec
+from ayf_core.training.artefact import save_model
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
-from ayf_core.training.data import LatentData, TrainingData
+from ayf_core.training.data import TrainingData
 from ayf_core.training.optimisers import OptimiserSettings
 from ayf_core.training.trainer import LoopSettings, Phase, Trainer
 from pipelines import config as schema
@@ -24,33 +26,38 @@ class Job:
 
     seed: int
     runtime: schema.RuntimeConfig
+    data: schema.Data
     latents: Path | None = None
     codec: Path | None = None
-    output: Path
+
+    def dataset(self) -> DataSet:
+        """The images or points themselves."""
+        return load_dataset(seed=self.seed, **dataclasses.asdict(self.data))
 
     def latent_dataset(self) -> LatentDataset:
+        """The latents to train on."""
         assert self.latents is not None
         return LatentDataset(self.latents / "train")
 
 
-def latent_job(config: schema.Config, stage: Stage, output: str) -> Job:
+def data_job(config: schema.Config, stage: Stage) -> Job:
+    """The job of a stage that trains on the data themselves."""
+    return Job(seed=config.seed, runtime=stage.runtime, data=config.data)
+
+
+def latent_job(config: schema.Config, stage: Stage) -> Job:
     """The job of a stage that trains on latents, whose checksums are verified before any work."""
-    job = Job(
-        seed=config.seed,
-        runtime=stage.runtime,
-        latents=stage.input("data/latents"),
-        codec=stage.input("models/codec"),
-        output=stage.output(output),
-    )
+    latents = stage.input("data/latents")
     for split in ("train", "test"):
-        LatentDataset(stage.input("data/latents") / split).verify()
+        LatentDataset(latents / split).verify()
     stage.run.log_dataset_input("data/latents", stage.digest("data/latents"))
-    return job
+    return dataclasses.replace(data_job(config, stage), latents=latents, codec=stage.input("models/codec"))
 
 
-def register(config: schema.Config, stage: Stage, output: str) -> None:
-    """Put the finished model into MLflow's registry, for example as `models:/digits-emd@current`."""
-    stage.run.register_model(stage.output(output), f"{config.data.name}-{Path(output).name}", "current")
+def keep_model(config: schema.Config, stage: Stage, output: str) -> None:
+    """Take the trained model as the stage's output, and register it, for example as `models:/digits-emd@current`."""
+    folder = stage.keep(output)
+    stage.run.register_model(folder, f"{config.data.name}-{folder.name}", "current")
 
 
 def optimiser(training: schema.Training, learning_rate: float | None = None) -> OptimiserSettings:
@@ -96,7 +103,7 @@ def fit(
     return averages
 
 
-def publish_model(
+def finish(
     network: MeanVelocityNetwork,
     averages: FollowAverages,
     training: schema.Training,
@@ -109,8 +116,8 @@ def publish_model(
     """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs."""
     if context.rank == 0:
         assert job.codec is not None
-        save_generator(
-            job.output,
+        save_model(
+            context.folder / "final",
             network,
             averages.ema.weights(training.ema_std),
             role=role,
@@ -121,7 +128,3 @@ def publish_model(
             **details,
         )
     return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
-
-
-def latent_data(job: Job) -> LatentData:
-    return LatentData(job.latent_dataset())

@@ -23,20 +23,20 @@ from ayf_core.times import IntervalLaw
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.trainer import Phase
-from ayf_core.velocity import Autoguidance, ClassifierFreeGuidance, NetworkVelocity, VelocityField
+from ayf_core.velocity import guided
 from pipelines import config as schema
 from pipelines.stage import Stage
-from pipelines.training import Job, fit, latent_data, latent_job, optimiser, publish_model, register
+from pipelines.training import Job, finish, fit, keep_model, latent_job, optimiser
 
 OBJECTIVES = {"emd": EulerianDistillation, "lmd": LagrangianDistillation}
 
 
 def run(config: schema.Config, stage: Stage) -> None:
     name = stage.item["objective"]
-    job = latent_job(config, stage, f"models/{name}")
+    job = latent_job(config, stage)
     result = stage.train(train, {"job": job, "distill": config.distill, "name": name, **teachers(stage)})
     stage.run.log_values({"parameters": result["parameters"], "tangent_error": result["tangent_error"]})
-    register(config, stage, f"models/{name}")
+    keep_model(config, stage, f"models/{name}")
 
 
 def teachers(stage: Stage) -> dict[str, Path]:
@@ -57,10 +57,11 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     network = build_network(dataclasses.replace(teacher.spec, interval=True, guidance=guidance is not None))
     copy_shared_weights(teacher, network)
     objective = distillation(distill, settings["name"], settings, context)
-    error = checked(objective, network, latent_data(job), job, distill, context)
+    data = LatentData(job.latent_dataset())
+    error = checked(objective, network, data, job, distill, context)
     phase = Phase(settings["name"], network, objective, optimiser(training))
-    averages = fit([phase], latent_data(job), training, job, context)
-    result = publish_model(
+    averages = fit([phase], data, training, job, context)
+    result = finish(
         network,
         averages,
         training,
@@ -83,25 +84,15 @@ def guidance_range(guidance: schema.Guidance) -> list[float] | None:
     return None if guidance.kind == "none" else [guidance.scale_min, guidance.scale_max]
 
 
-def guided_velocity(kind: str, settings: dict[str, Any], device: torch.device | str) -> VelocityField:
-    """The velocity that is distilled: the teacher, guided as the settings say."""
-    network, _ = load_network(settings["teacher"], device)
-    teacher = NetworkVelocity(network)
-    if kind == "autoguidance":
-        weak, _ = load_network(settings["weak_teacher"], device)
-        return Autoguidance(teacher, NetworkVelocity(weak))
-    if kind == "classifier_free":
-        return ClassifierFreeGuidance(teacher, network.spec.num_classes)
-    return teacher
-
-
 def distillation(
     distill: schema.Distill, name: str, settings: dict[str, Any], context: TrainingContext
 ) -> Distillation:
     tangent = distill.tangent
+    teacher, _ = load_network(settings["teacher"], context.device)
+    weak_teacher, _ = load_network(settings["weak_teacher"], context.device)
     steps = getattr(distill, name).training.steps
     return OBJECTIVES[name](
-        teacher=guided_velocity(distill.guidance.kind, settings, context.device),
+        teacher=guided(distill.guidance.kind, teacher, weak_teacher, teacher.spec.num_classes),
         time_law=IntervalLaw(**dataclasses.asdict(distill.time_law)),
         guidance=guidance_law(distill.guidance),
         weighting=distill.weighting,

@@ -11,7 +11,7 @@ from ayf_core.data.datasets import Split
 from ayf_core.data.latents import LatentDataset, write_latents
 from pipelines.config import Config
 from pipelines.stage import Stage
-from pipelines.stages.train_codec import dataset_of
+from pipelines.training import data_job
 
 SHARD_SIZE = 8192
 BATCH = 256
@@ -19,7 +19,7 @@ BATCH = 256
 
 def run(config: Config, stage: Stage) -> None:
     codec = load_codec(stage.input("models/codec"))
-    dataset = dataset_of(config)
+    dataset = data_job(config, stage).dataset()
     shape = codec.latent_shape(dataset.train.x.shape[1:])
     for name, split in (("train", dataset.train), ("test", dataset.test)):
         folder = stage.output("data/latents") / name

@@ -25,13 +25,14 @@ from ayf_core.evaluation.features import (
 )
 from ayf_core.evaluation.intervals import confidence_interval
 from ayf_core.evaluation.quality import ImageReference, PointReference
+from ayf_core.flow_map import load_network
 from ayf_core.generator import Generator
-from ayf_core.velocity import Autoguidance, NetworkVelocity, VelocityField
+from ayf_core.velocity import VelocityField, guided
 from pipelines import config as schema
 from pipelines.execution import torch_device, worker_threads
-from pipelines.pictures import class_rows, grid
+from pipelines.pictures import POINTS_SHOWN, class_rows, grid
 from pipelines.stage import Stage
-from pipelines.stages.train_codec import dataset_of
+from pipelines.training import data_job
 
 Reference = ImageReference | PointReference
 Measures = dict[str, float]
@@ -68,23 +69,29 @@ class Bench:
     def __init__(self, config: schema.Config, stage: Stage, model: Generator):
         self.settings = config.evaluation
         self.model = model
-        dataset = dataset_of(config)
+        dataset = data_job(config, stage).dataset()
         self.labels = dataset.train.labels
         self.reference = reference_of(dataset, config, stage)
         self.floor = self.reference.floor(config.seed)
         self.distance = "fd" if isinstance(self.reference, ImageReference) else "jsd"
-        self.guided = self._guided_field(stage) if model.role == "velocity" else None
+        kind = config.distill.guidance.kind
+        self.guided = self._guided_field(kind, stage) if model.role == "velocity" else None
         self.memory = Memory(stage.scratch / "measured.json")
         steps, calls = config.evaluation.steps, config.evaluation.teacher_evaluations
         self.evaluations = steps if model.role == "flow_map" else calls
 
-    def _guided_field(self, stage: Stage) -> VelocityField:
-        weak = Generator.load(stage.input("models/weak_teacher"), next(self.model.network.parameters()).device)
-        return Autoguidance(NetworkVelocity(self.model.network), NetworkVelocity(weak.network))
+    def _guided_field(self, kind: str, stage: Stage) -> VelocityField | None:
+        """The teacher guided as it was distilled."""
+        if kind == "none":
+            return None
+        weak_teacher, _ = load_network(stage.input("models/weak_teacher"), torch_device(stage.runtime))
+        return guided(kind, self.model.network, weak_teacher, self.model.spec.num_classes)
 
     def guidance(self) -> list[tuple[int, float]]:
         """(evaluations, λ) of the guidance curve: of a student within what it learnt, of the teacher all."""
         if self.model.role == "velocity":
+            if self.guided is None:
+                return []
             calls = sorted(self.settings.teacher_evaluations)
             return [(calls[len(calls) // 2], scale) for scale in self.settings.guidance_scales]
         limits = self.model.guidance_range
@@ -132,12 +139,11 @@ class Bench:
         return torch.cat(parts), nfe
 
     def preview(self, evaluations: int) -> Tensor:
-        """A hundred samples, ten a class; or all points."""
-        if self.model.spec.num_classes <= 1:
-            return self.draw(evaluations, None, 0.0, 0)[0]
+        """A hundred samples, ten a class; or points by the thousand."""
         labels = class_rows(self.model.spec.num_classes, columns=10)
-        noise = self.model.draw_noise(len(labels), seed=0)
-        return self.model.sample(noise, evaluations, labels.to(noise.device)).x.cpu()
+        noise = self.model.draw_noise(POINTS_SHOWN if self.model.makes_points else len(labels), seed=0)
+        conditions = labels.to(noise.device) if self.model.spec.num_classes > 1 else None
+        return self.model.sample(noise, evaluations, conditions).x.cpu()
 
 
 class Memory:

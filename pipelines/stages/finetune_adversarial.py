@@ -10,17 +10,18 @@ from ayf_core.flow_map import load_network
 from ayf_core.networks.discriminator import build_discriminator
 from ayf_core.objectives import AdversarialFinish, DiscriminatorObjective
 from ayf_core.training.context import TrainingContext
+from ayf_core.training.data import LatentData
 from ayf_core.training.trainer import Phase
 from pipelines import config as schema
 from pipelines.stage import Stage
 from pipelines.stages.distill import distillation, guidance_range, teachers
-from pipelines.training import fit, latent_data, latent_job, optimiser, publish_model, register
+from pipelines.training import finish, fit, keep_model, latent_job, optimiser
 
 
 def run(config: schema.Config, stage: Stage) -> None:
     student = stage.input(f"models/{config.adversarial.student}")
     load_network(student)
-    job = latent_job(config, stage, "models/adversarial")
+    job = latent_job(config, stage)
     settings = {
         "job": job,
         "distill": config.distill,
@@ -30,7 +31,7 @@ def run(config: schema.Config, stage: Stage) -> None:
     }
     result = stage.train(train, settings)
     stage.run.log_values({"parameters": result["parameters"]})
-    register(config, stage, "models/adversarial")
+    keep_model(config, stage, "models/adversarial")
 
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
@@ -48,13 +49,13 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     # λ = 1 asks for the data's own law, which is what the discriminator sees.
     scale = None if limits is None else min(max(1.0, limits[0]), limits[1])
     continued = distillation(distill, card["objective"], settings, context).past_warmup()
-    finish = AdversarialFinish(
+    sharpened = AdversarialFinish(
         distillation=continued, discriminator=discriminator, weight=adversarial.weight, guidance_scale=scale
     )
     judge = DiscriminatorObjective(generator=network, r1=adversarial.r1, r2=adversarial.r2, guidance_scale=scale)
     training = adversarial.training
     phases = [
-        Phase("student", network, finish, optimiser(training)),
+        Phase("student", network, sharpened, optimiser(training)),
         Phase(
             "discriminator",
             discriminator,
@@ -62,8 +63,8 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
             optimiser(training, adversarial.discriminator_learning_rate),
         ),
     ]
-    averages = fit(phases, latent_data(job), training, job, context)
-    return publish_model(
+    averages = fit(phases, LatentData(job.latent_dataset()), training, job, context)
+    return finish(
         network,
         averages,
         training,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ayf_core.generator import Generator
 from pipelines.config import Config
-from pipelines.pictures import class_rows, grid, labelled_columns
+from pipelines.pictures import POINTS_SHOWN, class_rows, grid, labelled_columns
 from pipelines.stage import Stage
 
 TITLES = {
@@ -86,14 +86,15 @@ def samples_picture(stage: Stage, config: Config) -> Image.Image:
     """The same noise through the finished student at 1, 2 and 4 steps, and through the teacher."""
     student = Generator.load(stage.input("models/adversarial"))
     teacher = Generator.load(stage.input("models/teacher"))
-    columns, points = 6, student.spec.num_classes <= 1
-    labels = None if points else class_rows(student.spec.num_classes, columns)
-    noise = student.draw_noise(20_000 if labels is None else len(labels), config.seed)
+    columns = 6
+    labels = class_rows(student.spec.num_classes, columns)
+    noise = student.draw_noise(POINTS_SHOWN if student.makes_points else len(labels), config.seed)
+    conditions = labels if student.spec.num_classes > 1 else None
     pictures = {
-        f"{steps} step{'s' if steps > 1 else ''}": grid(student.sample(noise, steps, labels).x, columns)
+        f"{steps} step{'s' if steps > 1 else ''}": grid(student.sample(noise, steps, conditions).x, columns)
         for steps in (1, 2, 4)
     }
-    pictures["teacher, 63 evaluations"] = grid(teacher.sample(noise, 63, labels).x, columns)
+    pictures["teacher, 63 evaluations"] = grid(teacher.sample(noise, 63, conditions).x, columns)
     return labelled_columns(pictures)
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ayf_core.data.codecs import AutoencoderKLCodec, IdentityCodec
-from ayf_core.data.datasets import DataSet, load_dataset
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
@@ -17,36 +16,22 @@ from ayf_core.training.data import TensorData
 from ayf_core.training.trainer import Phase
 from pipelines import config as schema
 from pipelines.stage import Stage
-from pipelines.training import Job, fit, optimiser
-
-NORM_GROUPS = 8
+from pipelines.training import Job, data_job, fit, optimiser
 
 
 def run(config: schema.Config, stage: Stage) -> None:
-    output = stage.output("models/codec")
-    dataset = dataset_of(config)
+    job = data_job(config, stage)
     if config.codec.kind == "identity":
-        IdentityCodec().save(output)
+        IdentityCodec().save(stage.output("models/codec"))
     elif config.codec.pretrained is not None:
-        codec = AutoencoderKLCodec.from_pretrained(config.codec.pretrained, image_channels=dataset.train.x.shape[1])
-        codec.latent_shape(dataset.train.x.shape[1:])
-        codec.save(output)
+        images = job.dataset().train.x
+        codec = AutoencoderKLCodec.from_pretrained(config.codec.pretrained, image_channels=images.shape[1])
+        codec.latent_shape(images.shape[1:])
+        codec.save(stage.output("models/codec"))
     else:
-        job = Job(seed=config.seed, runtime=stage.runtime, output=output)
-        result = stage.train(train, {"job": job, "codec": config.codec, "dataset": dataset})
+        result = stage.train(train, {"job": job, "codec": config.codec})
+        stage.keep("models/codec")
         stage.run.log_values({"reconstruction_rmse": result["reconstruction_rmse"]})
-
-
-def dataset_of(config: schema.Config) -> DataSet:
-    data = config.data
-    return load_dataset(
-        data.name,
-        test_fraction=data.test_fraction,
-        seed=config.seed,
-        folder=data.folder,
-        image_size=data.image_size,
-        size=data.size,
-    )
 
 
 @dataclass(frozen=True)
@@ -62,7 +47,7 @@ class Reconstruction:
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
-    dataset: DataSet = settings["dataset"]
+    dataset = job.dataset()
     codec_settings: schema.Codec = settings["codec"]
     torch.manual_seed(job.seed)
     codec = AutoencoderKLCodec.create(
@@ -70,7 +55,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
         latent_channels=codec_settings.latent_channels,
         channels=codec_settings.channels,
         layers_per_block=codec_settings.layers_per_block,
-        norm_num_groups=NORM_GROUPS,
+        norm_num_groups=schema.NORM_GROUPS,
         kl_weight=codec_settings.kl_weight,
     )
     objective = Reconstruction(codec.latent_shape(dataset.train.x.shape[1:]))
@@ -80,7 +65,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     codec.load_state_dict(averages.ema.weights(codec_settings.training.ema_std))
     codec.eval().cpu()
     if context.rank == 0:
-        codec.save(job.output)
+        codec.save(context.folder / "final")
     mean, _ = codec.encode(dataset.test.x)
     error = (codec.decode(mean) - dataset.test.x).square().mean().sqrt()
     return {"reconstruction_rmse": float(error)}

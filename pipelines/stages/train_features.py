@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ayf_core.data.datasets import DataSet
 from ayf_core.evaluation.features import SmallClassifier
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
@@ -17,8 +16,7 @@ from ayf_core.training.data import TensorData
 from ayf_core.training.trainer import Phase
 from pipelines import config as schema
 from pipelines.stage import Stage
-from pipelines.stages.train_codec import dataset_of
-from pipelines.training import Job, fit, optimiser
+from pipelines.training import Job, data_job, fit, optimiser
 
 NOISE = 0.1
 """Standard deviation of the noise added to training images: features should not hang on single pixels."""
@@ -26,11 +24,11 @@ NOISE = 0.1
 
 def run(config: schema.Config, stage: Stage) -> None:
     output = stage.output("models/features")
+    output.mkdir(exist_ok=True)
     if config.features.kind == "classifier":
-        job = Job(seed=config.seed, runtime=stage.runtime, output=output)
-        result = stage.train(train, {"job": job, "features": config.features, "dataset": dataset_of(config)})
+        result = stage.train(train, {"job": data_job(config, stage), "features": config.features})
+        stage.keep("models/features")
         stage.run.log_values({"test_accuracy": result["test_accuracy"]})
-    output.mkdir(parents=True, exist_ok=True)
     (output / "features.json").write_text(json.dumps({"kind": config.features.kind}) + "\n")
 
 
@@ -44,7 +42,7 @@ def classification(network: nn.Module, batch: Batch, random: StepRandom, step: i
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
-    dataset: DataSet = settings["dataset"]
+    dataset = job.dataset()
     features: schema.Features = settings["features"]
     torch.manual_seed(job.seed)
     classifier = SmallClassifier(dataset.train.x.shape[1], dataset.num_classes, features.width)
@@ -54,7 +52,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     classifier.load_state_dict(averages.ema.weights(features.training.ema_std))
     classifier.eval().cpu()
     if context.rank == 0:
-        classifier.save(job.output)
+        classifier.save(context.folder / "final")
     with torch.no_grad():
         correct = classifier(dataset.test.x).argmax(dim=1) == dataset.test.labels
     return {"test_accuracy": float(correct.double().mean())}

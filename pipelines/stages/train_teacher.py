@@ -9,19 +9,11 @@ import torch
 from ayf_core.networks import build_network
 from ayf_core.objectives import FlowMatching
 from ayf_core.training.context import TrainingContext
+from ayf_core.training.data import LatentData
 from ayf_core.training.trainer import Phase
 from pipelines import config as schema
 from pipelines.stage import Stage
-from pipelines.training import (
-    Job,
-    fit,
-    latent_data,
-    latent_job,
-    network_spec,
-    optimiser,
-    publish_model,
-    register,
-)
+from pipelines.training import Job, finish, fit, keep_model, latent_job, network_spec, optimiser
 
 
 def run(config: schema.Config, stage: Stage) -> None:
@@ -29,10 +21,10 @@ def run(config: schema.Config, stage: Stage) -> None:
 
 
 def train_velocity(settings: schema.Teacher, name: str, config: schema.Config, stage: Stage) -> None:
-    job = latent_job(config, stage, f"models/{name}")
+    job = latent_job(config, stage)
     result = stage.train(train, {"job": job, "teacher": settings, "name": name})
     stage.run.log_values({"parameters": result["parameters"]})
-    register(config, stage, f"models/{name}")
+    keep_model(config, stage, f"models/{name}")
 
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
@@ -43,5 +35,5 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     network = build_network(network_spec(teacher.network, latents))
     objective = FlowMatching(null_label=latents.num_classes, label_dropout=teacher.label_dropout)
     phase = Phase(settings["name"], network, objective, optimiser(teacher.training))
-    averages = fit([phase], latent_data(job), teacher.training, job, context)
-    return publish_model(network, averages, teacher.training, job, context, role="velocity")
+    averages = fit([phase], LatentData(latents), teacher.training, job, context)
+    return finish(network, averages, teacher.training, job, context, role="velocity")

@@ -10,9 +10,10 @@ from ayf_core.data.codecs import IdentityCodec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.errors import AyfError
 from ayf_core.flow_map import FlowMap
-from ayf_core.generator import Generator, save_generator
+from ayf_core.generator import Generator
 from ayf_core.networks import NetworkSpec, build_network
 from ayf_core.samplers import sample_flow_map, uniform_grid
+from ayf_core.training.artefact import save_model
 from ayf_core.training.ema import PowerFunctionEMA, load_snapshots, reconstruct
 from ayf_core.velocity import Autoguidance, NetworkVelocity
 
@@ -67,7 +68,7 @@ def save(folder, network=None, role="flow_map", **details):
         averages.update(step)
         if step % 5 == 0:
             averages.save_snapshot(folder / "snapshots", step)
-    save_generator(
+    save_model(
         folder / "model",
         network,
         averages.weights(0.05),
@@ -110,6 +111,15 @@ def test_a_saved_model_is_the_same_bytes_every_time(tmp_path):
     assert len(files) > 8
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_model_written_again_keeps_nothing_of_the_one_before(tmp_path):
+    save(tmp_path)
+    expected = sorted(path.name for path in (tmp_path / "model").rglob("*"))
+    for stray in ("ema/ema_0.3_00000001.safetensors", "codec/weights.safetensors", "other.txt"):
+        (tmp_path / "model" / stray).write_bytes(b"old")
+    save(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "model").rglob("*")) == expected
 
 
 def test_noise_depends_on_its_seed_alone(tmp_path):

@@ -1,0 +1,214 @@
+"""The real chain on real data, at its smallest (`smoke`), without Ray processes; CI also runs it on Ray."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from PIL import Image
+
+from ayf_core.errors import AyfError
+from ayf_core.generator import Generator
+from pipelines import params
+from pipelines.config import RuntimeConfig, load_config
+from pipelines.sampling import sample_grid
+from pipelines.stage import fingerprint, read_declarations, run_stage
+from pipelines.tracking import tracking_uri
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CHAIN = [
+    "train_codec",
+    "train_features",
+    "encode_latents",
+    "train_teacher",
+    "train_weak_teacher",
+    "distill@emd",
+    "distill@lmd",
+    "finetune_adversarial",
+    *(f"evaluate@{name}" for name in ("teacher", "weak_teacher", "emd", "lmd", "adversarial")),
+    "report",
+]
+pytestmark = pytest.mark.slow
+
+
+def make_project(root: Path, *overrides: str, preset: str = "smoke") -> Path:
+    """A project folder with this repository's code and stages, and settings of its own."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name in ("ayf_core", "pipelines", "conf", "dvc.yaml"):
+        (root / name).symlink_to(REPOSITORY / name)
+    (root / "data/images").mkdir(parents=True)
+    params.write(root, params.from_preset(root, preset, list(overrides)), preset)
+    (root / "runtime.yaml").write_text("mode: inline\ncheckpoint_every: 2\nlog_every: 1\nsystem_metrics: false\n")
+    return root
+
+
+def copy_outputs(source: Path, target: Path) -> None:
+    for name in ("models", "data"):
+        shutil.copytree(source / name, target / name, dirs_exist_ok=True)
+
+
+def inline() -> RuntimeConfig:
+    return RuntimeConfig(mode="inline", threads_per_worker=1, log_every=1, checkpoint_every=4, system_metrics=False)
+
+
+@pytest.fixture(autouse=True)
+def own_store(monkeypatch: pytest.MonkeyPatch, no_foreign_settings: None) -> None:
+    """Each project of this module keeps its runs in its own store."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished chain. Made before any test's own settings apply."""
+    root = make_project(tmp_path_factory.mktemp("smoke"))
+    for name in CHAIN:
+        run_stage(root, name, runtime=inline())
+    return root
+
+
+def runs_of(root: Path) -> dict[str, object]:
+    client = MlflowClient(tracking_uri(root))
+    experiment = client.get_experiment_by_name("align-your-flow")
+    assert experiment is not None
+    return {run.data.tags["dvc.stage"]: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_the_chain_covers_every_declared_stage() -> None:
+    assert sorted(CHAIN) == sorted(read_declarations(REPOSITORY))
+
+
+def test_every_declared_output_is_published(project: Path) -> None:
+    declared = read_declarations(project)
+    assert all((project / out).exists() for declaration in declared.values() for out in declaration.outputs)
+
+
+def test_every_stage_has_one_finished_run_that_names_its_upstream(project: Path) -> None:
+    runs = runs_of(project)
+    assert set(runs) == set(CHAIN)
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    student = runs["distill@emd"].data.tags
+    assert student["ayf.upstream.models/teacher"] == runs["train_teacher"].info.run_id
+    assert student["ayf.upstream.data/latents"] == runs["encode_latents"].info.run_id
+
+
+def test_students_are_registered_and_can_be_sampled_from_the_registry(project: Path) -> None:
+    for model in ("models/emd", "models:/digits-emd@current"):
+        out = sample_grid(model, project, steps=2, labels=[3, 7], guidance_scale=1.5, out=project / "grid.png", count=4)
+        assert Image.open(out).size == (4 * 42 + 2, 2 * 42 + 2)
+
+
+def test_another_ema_width_is_rebuilt_from_the_snapshots(project: Path) -> None:
+    published = Generator.load(project / "models/emd").network.state_dict()
+    other = Generator.load(project / "models/emd", ema_std=0.07).network.state_dict()
+    assert any(not torch.equal(published[name], other[name]) for name in published)
+
+
+def test_evaluation_counts_every_network_call(project: Path) -> None:
+    rows = json.loads((project / "reports/evaluation/teacher.json").read_text())["rows"]
+    assert [row["nfe"] for row in rows if row["sweep"] == "quality"] == [4, 7]
+    assert {row["nfe"] for row in rows if row["sweep"] == "guidance"} == {14}  # both networks, 7 times
+
+
+def test_a_finished_stage_is_published_again_without_work(project: Path) -> None:
+    before = fingerprint(project / "models/emd")
+    shutil.rmtree(project / "models/emd")
+    started = time.monotonic()
+    run_stage(project, "distill@emd", runtime=inline())
+    assert fingerprint(project / "models/emd") == before
+    assert time.monotonic() - started < 20
+
+
+def test_unknown_label_and_unlearnt_guidance_are_refused(project: Path) -> None:
+    with pytest.raises(AyfError, match="label 12"):
+        sample_grid("models/emd", project, steps=1, labels=[12], out=project / "no.png")
+    with pytest.raises(AyfError, match="guidance scale 9"):
+        sample_grid("models/emd", project, steps=1, guidance_scale=9.0, out=project / "no.png")
+    assert not (project / "no.png").exists()
+
+
+def test_damaged_latents_stop_training_before_it_starts(project: Path, tmp_path: Path) -> None:
+    root = make_project(tmp_path / "damaged")
+    copy_outputs(project, root)
+    shard = root / "data/latents/train/shard_00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(AyfError, match=r"shard_00000\.safetensors"):
+        run_stage(root, "train_teacher", runtime=inline())
+    assert not (root / "models/teacher.partial").exists()
+
+
+def test_truncated_teacher_stops_distillation_before_it_starts(project: Path, tmp_path: Path) -> None:
+    root = make_project(tmp_path / "truncated")
+    copy_outputs(project, root)
+    weights = root / "models/teacher/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(AyfError, match=r"model\.safetensors.*truncated"):
+        run_stage(root, "distill@lmd", runtime=inline())
+
+
+def start(root: Path, stage: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "AYF_RUNTIME": str(root / "runtime.yaml"), "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines", stage],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_stage_killed_at_three_moments_gives_the_bytes_of_one_never_killed(project: Path, tmp_path: Path) -> None:
+    settings = ["distill.emd.training.steps=40", "distill.emd.training.batch_size=8"]
+    quiet, killed = (make_project(tmp_path / name, *settings) for name in ("quiet", "killed"))
+    for root in (quiet, killed):
+        copy_outputs(project, root)
+        shutil.rmtree(root / "models/emd")
+    assert start(quiet, "distill@emd").wait() == 0
+    for wanted in (3, 11, 25):
+        process = start(killed, "distill@emd")
+        deadline = time.monotonic() + 120
+        while logged_steps(killed) < wanted:
+            assert process.poll() is None, (process.stderr.read() if process.stderr else b"").decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed / "models/emd").exists()
+    assert start(killed, "distill@emd").wait() == 0
+    assert fingerprint(killed / "models/emd") == fingerprint(quiet / "models/emd")
+    assert points(killed, "distill@emd") == points(quiet, "distill@emd") == list(range(1, 41))
+
+
+def logged_steps(root: Path) -> int:
+    logs = list((root / "runs/distill@emd").rglob("metrics.jsonl"))
+    return sum(len(log.read_text().splitlines()) for log in logs)
+
+
+def points(root: Path, stage: str) -> list[int]:
+    """The steps at which MLflow holds a loss."""
+    run = runs_of(root)[stage]
+    client = MlflowClient(tracking_uri(root))
+    return [point.step for point in client.get_metric_history(run.info.run_id, "loss")]  # type: ignore[attr-defined]
+
+
+def test_checkerboard_preset_runs_through_the_same_code(tmp_path: Path) -> None:
+    tiny = [
+        f"{part}.training.steps=6" for part in ("teacher", "weak_teacher", "distill.emd", "distill.lmd", "adversarial")
+    ]
+    tiny += [key.replace("steps=6", "warmup_steps=1") for key in tiny]
+    tiny += ["data.size=400", "evaluation.seeds=2", "evaluation.teacher_evaluations=[4,7]"]
+    root = make_project(tmp_path / "board", *tiny, preset="checkerboard")
+    for name in CHAIN:
+        run_stage(root, name, runtime=inline())
+    measured = json.loads((root / "reports/metrics.json").read_text())
+    assert measured["models"]["emd"]["nfe_1"]["distance"] > 0
+    assert load_config(root).data.kind == "points"
