@@ -1,0 +1,157 @@
+"""What one distillation step costs, per objective and back end, in plain flow-matching steps of the same network.
+
+    python benchmarks/step_cost.py [--networks mlp dit] [--repeats 15] [--device cpu|cuda]
+
+Baseline: one optimiser step of flow matching (forward, backward, Adam) of the same network on the same batch. An
+objective's row is one optimiser step with a teacher that costs nothing (the derivative engine alone), with a teacher
+of the student's size, and with autoguidance by that teacher and a weak one of half the width. Repetitions alternate
+over all rows in one process, so that a machine that gets busy slows all; a figure is the median over repetitions of
+the ratio within a repetition, quartiles in brackets. Time is this process's CPU time, one thread; on CUDA it is the
+wall time between synchronisations, and the peak of allocated memory is printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ayf_core import objectives
+from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.networks.base import MeanVelocityNetwork
+from ayf_core.randomness import StepRandom
+from ayf_core.tangents import Point, eulerian_direction, value_and_derivative
+from ayf_core.times import IntervalLaw
+from ayf_core.training.optimisers import OptimiserSettings, build_optimiser
+from ayf_core.velocity import Autoguidance, NetworkVelocity, VelocityField
+
+NETWORKS = {  # of the presets checkerboard and digits, with their batch sizes
+    "mlp": (NetworkSpec(kind="mlp", shape=(2,), num_classes=1, width=256, depth=5, interval=True), 512),
+    "dit": (NetworkSpec(kind="dit", shape=(4, 4, 4), num_classes=10, width=128, depth=4, interval=True), 128),
+}
+METHODS = {
+    "EMD split": (objectives.EulerianDistillation, "split"),
+    "EMD fused": (objectives.EulerianDistillation, "fused"),
+    "EMD finite_difference": (objectives.EulerianDistillation, "finite_difference"),
+    "LMD split": (objectives.LagrangianDistillation, "split"),
+}
+BASELINE = ("flow matching", "")
+CALLS = 3
+Timed = dict[tuple[str, str], Callable[[], object]]
+
+
+class FreeVelocity:
+    """A teacher that costs nothing: always the same stored velocity."""
+
+    evaluations_per_call = 0
+
+    def __init__(self, velocity: Tensor):
+        self.velocity = velocity
+
+    def __call__(self, *point: object, **conditions: object) -> Tensor:
+        return self.velocity
+
+
+def randomised(spec: NetworkSpec, device: str) -> MeanVelocityNetwork:
+    """A network without the zero-initialised layers of a fresh one."""
+    network = build_network(spec)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    return network.to(device)
+
+
+def optimiser_step(
+    spec: NetworkSpec, objective: objectives.Objective, batch: objectives.Batch, device: str
+) -> Callable[[], None]:
+    """One whole step of a network of its own, ready to be called again and again."""
+    network = randomised(spec, device)
+    optimiser = build_optimiser(network, OptimiserSettings(learning_rate=1e-4))
+    random = StepRandom(0, 0, len(batch.x), device=device)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        objective(network, batch, random, step=1000).value.backward()
+        optimiser.step()
+
+    return step
+
+
+def cases(spec: NetworkSpec, size: int, device: str) -> Timed:
+    """What is timed, by row and teacher."""
+    x = torch.randn(size, *spec.shape, device=device)
+    batch = objectives.Batch(x, torch.zeros(size, dtype=torch.long, device=device))
+    plain = dataclasses.replace(spec, interval=False)
+    strong = NetworkVelocity(randomised(plain, device))
+    weak = NetworkVelocity(randomised(dataclasses.replace(plain, width=spec.width // 2), device))
+    guided = Autoguidance(strong, weak)
+    teachers: dict[str, VelocityField] = {"free teacher": FreeVelocity(x), "teacher": strong, "autoguidance": guided}
+    network = randomised(spec, device)
+    point = Point(x, *IntervalLaw().sample(StepRandom(0, 0, size, device=device)), batch.labels)
+    timed: Timed = {
+        BASELINE: optimiser_step(spec, objectives.FlowMatching(), batch, device),
+        ("forward", ""): torch.no_grad()(lambda: network(*point)),
+        ("jvp", ""): torch.no_grad()(
+            lambda: value_and_derivative(network, point, eulerian_direction(point, x), "fused")
+        ),
+    }
+    for row, (kind, backend) in METHODS.items():
+        for column, teacher in teachers.items():
+            law = objectives.GuidanceLaw(minimum=1.0, maximum=2.0) if teacher is guided else None
+            tangent = objectives.TangentSettings(backend=backend)
+            objective = kind(teacher=teacher, time_law=IntervalLaw(), tangent=tangent, guidance=law)
+            student = dataclasses.replace(spec, guidance=law is not None)
+            timed[row, column] = optimiser_step(student, objective, batch, device)
+    return timed
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    def now() -> float:
+        if device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    began = now()
+    for _ in range(CALLS):
+        call()
+    return (now() - began) / CALLS
+
+
+def peak_memory(call: Callable[[], object], device: str) -> str:
+    """Of a call after a first one that warms up; the CPU's is not measured."""
+    seconds(call, device)
+    if device == "cpu":
+        return ""
+    torch.cuda.reset_peak_memory_stats()
+    seconds(call, device)
+    return f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
+
+
+def measure(name: str, repeats: int, device: str) -> None:
+    spec, size = NETWORKS[name]
+    timed = cases(spec, size, device)
+    peaks = {key: peak_memory(call, device) for key, call in timed.items()}
+    runs = [{key: seconds(call, device) for key, call in timed.items()} for _ in range(repeats)]
+    base = statistics.median(run[BASELINE] for run in runs)
+    print(f"{name}, batch {size}, {device}: a flow-matching step takes {1000 * base:.2f} ms")
+    for key in timed:
+        low, middle, high = statistics.quantiles([run[key] / run[BASELINE] for run in runs], n=4)
+        print(f"  {key[0]:23}{key[1]:14}{middle:6.2f}  [{low:.2f}, {high:.2f}]  {peaks[key]}".rstrip(), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    for network_name in arguments.networks:
+        measure(network_name, arguments.repeats, arguments.device)
