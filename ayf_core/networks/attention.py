@@ -16,18 +16,16 @@ def forward_mode_attention() -> AbstractContextManager[None]:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with RMS-normalised queries and keys; [B, tokens, width] in and out."""
+    """Multi-head self-attention; [B, tokens, width] in and out."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6)
-        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6)
         self.output = nn.Linear(width, width)
 
     def forward(self, h: Tensor) -> Tensor:
         batch, tokens, width = h.shape
         q, k, v = self.qkv(h).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.output(mixed.transpose(1, 2).reshape(batch, tokens, width))
