@@ -32,7 +32,7 @@ from ayf_core.velocity import Autoguidance, NetworkVelocity, VelocityField
 
 NETWORKS = {  # of the presets checkerboard and digits, with their batch sizes
     "mlp": (NetworkSpec(kind="mlp", shape=(2,), num_classes=1, width=256, depth=5, interval=True), 512),
-    "dit": (NetworkSpec(kind="dit", shape=(4, 4, 4), num_classes=10, width=128, depth=4, interval=True), 128),
+    "dit": (NetworkSpec(kind="dit", shape=(4, 4, 4), num_classes=10, width=96, depth=3, interval=True), 64),
 }
 METHODS = {
     "EMD split": (objectives.EulerianDistillation, "split"),

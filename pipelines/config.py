@@ -89,8 +89,15 @@ class Network:
 
 
 @dataclass
+class TeacherTimes:
+    mean: float = setting("t = sigmoid(N(mean, std))")
+    std: float = setting("wider: more of the ends", above=0.0)
+
+
+@dataclass
 class Teacher:
     network: Network = setting("the network")
+    time_law: TeacherTimes = setting("law of t")
     label_dropout: float = setting("share of samples trained without their label", at_least=0.0, below=1.0)
     training: Training = setting("how it is trained")
 

@@ -8,6 +8,7 @@ import torch
 
 from ayf_core.networks import build_network
 from ayf_core.objectives import FlowMatching
+from ayf_core.times import LogitNormalTime
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.trainer import Phase
@@ -33,7 +34,11 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     latents = job.latent_dataset()
     torch.manual_seed(job.seed)
     network = build_network(network_spec(teacher.network, latents))
-    objective = FlowMatching(null_label=latents.num_classes, label_dropout=teacher.label_dropout)
+    objective = FlowMatching(
+        time_law=LogitNormalTime(mean=teacher.time_law.mean, std=teacher.time_law.std),
+        null_label=latents.num_classes,
+        label_dropout=teacher.label_dropout,
+    )
     phase = Phase(settings["name"], network, objective, optimiser(teacher.training))
     averages = fit([phase], LatentData(latents), teacher.training, job, context)
     return finish(network, averages, teacher.training, job, context, role="velocity")
