@@ -13,7 +13,7 @@ class AyfError(Exception):
 def require(module: str, *, extra: str, needed_for: str) -> ModuleType:
     """Import `module`, or say which extra of the package brings it.
 
-    `ayf_core` alone needs torch, numpy and safetensors only; everything else is imported where it is used.
+    `ayf_core` alone needs torch, numpy, safetensors and jaxtyping only; everything else is imported where it is used.
 
     Raises:
         AyfError: the module is not installed (a module that is there but broken raises its own error).

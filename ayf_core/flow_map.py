@@ -27,7 +27,7 @@ class FlowMap(nn.Module):
         network: the mean velocity F over [s, t], told t - s (and λ, where it was distilled with guidance).
 
     Example:
-        >>> flow_map = FlowMap.load("models/students/emd")
+        >>> flow_map = FlowMap.load("models/emd")
         >>> noise = torch.randn(16, *flow_map.network.spec.shape)
         >>> x = flow_map(noise, t=torch.ones(16), s=torch.zeros(16), labels=torch.arange(16) % 10)
     """

@@ -464,7 +464,10 @@ def config_subtree(config: Mapping[str, Any], key: str) -> Any:
 
 @dataclass
 class RuntimeConfig:
-    """Where and how things run; nothing here changes a result, so nothing here is in ``params.yaml``."""
+    """Where and how things run; not in ``params.yaml``: a move to another machine rebuilds nothing.
+
+    Threads and workers may change the last digits of a result, a device also the numbers that are drawn.
+    """
 
     mode: str = setting("ray = processes of Ray Train; inline = this process", choices=("ray", "inline"), default="ray")
     workers: int = setting("training processes", at_least=1, default=1)

@@ -80,7 +80,7 @@ def tangent_loss(
 ) -> tuple[Float[Tensor, ""], Tensor]:
     """½ E w ‖F - stopgrad(F - g)‖², whose gradient is that of E w <F, stopgrad(g)>; g the normalised tangent.
 
-    A sample whose tangent is not finite is left out, before the norm, so that it cannot spoil the others.
+    A sample whose tangent is not finite contributes zero, decided before the norm: it cannot spoil the others.
 
     Returns:
         The loss, and which samples were kept [B].

@@ -209,5 +209,5 @@ class _naming_full_disk:
             return False
         if "No space left" in str(error):  # safetensors wraps the operating system's error in its own
             return True
-        # torch.save says only that "PytorchStreamWriter failed writing file"
+        # Some writers say only that writing failed
         return "failed writing" in str(error) and shutil.disk_usage(self.folder).free < 2**24

@@ -179,8 +179,7 @@ class PowerFunctionEMA:
         return paths
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on: plain containers of tensors and numbers, readable with
-        weights_only=True."""
+        """Everything needed to go on: plain containers of tensors and numbers."""
         return {
             "step": self.step,
             "stds": list(self.stds),

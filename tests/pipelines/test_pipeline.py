@@ -125,6 +125,20 @@ def test_a_finished_stage_is_published_again_without_work(project: Path) -> None
     assert time.monotonic() - started < 20
 
 
+def test_a_forced_stage_is_computed_anew(project: Path) -> None:
+    """DVC has committed the result (it is in dvc.lock) and runs the stage all the same: `dvc repro --force`."""
+    before = fingerprint(project / "models/features")
+    lock = project / "dvc.lock"
+    lock.write_text("stages: {train_features: {}}\n")
+    later = time.time() + 5
+    os.utime(lock, (later, later))
+    known = runs_of(project)["train_features"].info.run_id
+    run_stage(project, "train_features", runtime=inline())
+    lock.unlink()
+    assert runs_of(project)["train_features"].info.run_id != known
+    assert fingerprint(project / "models/features") == before
+
+
 def test_unknown_label_and_unlearnt_guidance_are_refused(project: Path) -> None:
     with pytest.raises(AyfError, match="label 12"):
         sample_grid("models/emd", project, steps=1, labels=[12], out=project / "no.png")
