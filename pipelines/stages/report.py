@@ -38,6 +38,7 @@ def run(config: Config, stage: Stage) -> None:
     table[table["sweep"] == "guidance"].to_csv(stage.output("reports/guidance.csv"), index=False)
     summary = headline(results, table)
     stage.output("reports/metrics.json").write_text(json.dumps(summary, indent=2) + "\n")
+    stage.output("reports/results.md").write_text(markdown(results, table, summary))
     picture = samples_picture(stage, config)
     picture.save(stage.output("reports/samples.png"))
     write_page(stage.output("reports/index.html"), results, table, summary)
@@ -72,7 +73,7 @@ def headline(results: dict[str, dict[str, Any]], table: pd.DataFrame) -> dict[st
         }
         for name in results
     }
-    return {"models": models, "floor": results["teacher"]["floor"]}
+    return {"best_teacher": float(best), "models": models, "floor": results["teacher"]["floor"]}
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -109,7 +110,8 @@ def write_page(path: Path, results: dict[str, dict[str, Any]], table: pd.DataFra
         figure.to_html(full_html=False, include_plotlyjs="inline" if i == 0 else False, div_id=f"figure-{i}")
         for i, figure in enumerate(figures)
     ]
-    path.write_text(PAGE.format(figures="\n".join(parts), table=quality_table_html(table, distance)))
+    quality = cells(table[table["sweep"] == "quality"], summary["best_teacher"], distance)
+    path.write_text(PAGE.format(figures="\n".join(parts), table=quality.to_html(index=False, border=0)))
 
 
 def quality_figure(table: pd.DataFrame, distance: str) -> go.Figure:
@@ -156,18 +158,34 @@ def guidance_figure(table: pd.DataFrame, measure: str) -> go.Figure:
     return figure
 
 
-def quality_table_html(table: pd.DataFrame, distance: str) -> str:
+def cells(rows: pd.DataFrame, best: float, distance: str) -> pd.DataFrame:
+    """The rows as a person reads them: figures with the half width of their 95 % interval."""
     measures = [distance, "fd_test", "sliced_wasserstein", "precision", "recall", "coverage", "copy_ratio"]
-    shown = [name for name in measures if name in table]
-    quality = table[table["sweep"] == "quality"]
-    cells = pd.DataFrame({"model": quality["model"].map(TITLES), "evaluations": quality["nfe"]})
-    for name in shown:
-        half = quality[f"{name}_ci95"]
-        cells[name] = [
-            f"{value:.3g}" + ("" if pd.isna(ci) else f" ± {ci:.1g}")
-            for value, ci in zip(quality[name], half, strict=True)
-        ]
-    return cells.to_html(index=False, border=0)
+    table = pd.DataFrame({"model": rows["model"].map(TITLES), "evaluations": rows["nfe"].astype(int)})
+    if rows["guidance_scale"].notna().any():
+        table["guidance scale"] = rows["guidance_scale"]
+    for name in [measure for measure in measures if measure in rows]:
+        pairs = zip(rows[name], rows[f"{name}_ci95"], strict=True)
+        table[name] = [f"{value:.3g}" + ("" if pd.isna(ci) else f" ± {ci:.1g}") for value, ci in pairs]
+        if name == distance:
+            table["ratio to best teacher"] = [f"{value / best:.2f}" for value in rows[name]]
+    return table
+
+
+def markdown(results: dict[str, dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]) -> str:
+    """Both tables and the floor, for a README."""
+    best, distance = summary["best_teacher"], results["teacher"]["distance"]
+    floor = ", ".join(f"{name} {value:.3g}" for name, value in results["teacher"]["floor"].items())
+    parts = [markdown_table(cells(table[table["sweep"] == "quality"], best, distance))]
+    parts += [f"Real training data against real test data, at the same counts: {floor}."]
+    if (table["sweep"] == "guidance").any():
+        parts += [markdown_table(cells(table[table["sweep"] == "guidance"], best, distance))]
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 PAGE = """<!doctype html>
