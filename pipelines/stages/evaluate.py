@@ -75,7 +75,7 @@ class Bench:
         self.floor = self.reference.floor(config.seed)
         self.distance = "fd" if isinstance(self.reference, ImageReference) else "jsd"
         kind = config.distill.guidance.kind
-        self.guided = self._guided_field(kind, stage) if model.role == "velocity" else None
+        self.guided = self._guided_field(kind, stage) if stage.item["model"] == "teacher" else None
         self.memory = Memory(stage.scratch / "measured.json")
         steps, calls = config.evaluation.steps, config.evaluation.teacher_evaluations
         self.evaluations = steps if model.role == "flow_map" else calls
