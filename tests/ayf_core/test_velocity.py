@@ -1,9 +1,18 @@
 """Velocity fields and guidance: what λ means, which labels are asked, what a call costs."""
 
+import pytest
 import torch
 from torch import nn
 
-from ayf_core.velocity import Autoguidance, ClassifierFreeGuidance, FlowMapVelocity, NetworkVelocity, VelocityField
+from ayf_core.errors import AyfError
+from ayf_core.velocity import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    FlowMapVelocity,
+    NetworkVelocity,
+    VelocityField,
+    guided,
+)
 
 X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
 T = torch.full((4,), 0.5, dtype=torch.float64)
@@ -76,3 +85,18 @@ def test_every_field_keeps_the_protocol():
     fields = [NetworkVelocity(network), FlowMapVelocity(network)]
     fields += [Autoguidance(*fields), ClassifierFreeGuidance(fields[0], 3)]
     assert all(isinstance(field, VelocityField) for field in fields)
+
+
+def test_guided_builds_the_kind_that_is_asked_for():
+    teacher, weak = Recorder(), Recorder()
+    kinds = {
+        "autoguidance": (Autoguidance, 2),
+        "classifier_free": (ClassifierFreeGuidance, 2),
+        "none": (NetworkVelocity, 1),
+    }
+    for kind, (expected, cost) in kinds.items():
+        field = guided(kind, teacher, weak, null_label=3)
+        assert isinstance(field, expected)
+        assert field.evaluations_per_call == cost
+    with pytest.raises(AyfError, match="unknown guidance 'strong'"):
+        guided("strong", teacher, weak, null_label=3)
