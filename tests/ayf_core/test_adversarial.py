@@ -113,9 +113,7 @@ def test_parameter_gradients_through_the_penalties_match_finite_differences(make
 def test_discriminator_loss_sends_nothing_back_to_the_generator():
     real, fake, labels = batches((4, 2), torch.float32)
     fake.requires_grad_()
-    discriminator_loss(
-        mlp_discriminator(), real, fake, labels, gamma_real=1.0, gamma_fake=1.0
-    ).total.backward()
+    discriminator_loss(mlp_discriminator(), real, fake, labels, gamma_real=1.0, gamma_fake=1.0).total.backward()
     assert fake.grad is None
 
 

@@ -58,9 +58,7 @@ def test_velocity_solves_the_continuity_equation(field):
     flux = torch.zeros_like(t)
     for axis in range(2):
         step = h * torch.eye(2, dtype=torch.float64)[axis]
-        ahead, behind = (
-            field.log_density(p, t).exp() * field.velocity(p, t)[:, axis] for p in (x + step, x - step)
-        )
+        ahead, behind = (field.log_density(p, t).exp() * field.velocity(p, t)[:, axis] for p in (x + step, x - step))
         flux += (ahead - behind) / (2 * h)
     growth = (field.log_density(x, t + h).exp() - field.log_density(x, t - h).exp()) / (2 * h)
     torch.testing.assert_close(growth, -flux, rtol=1e-5, atol=1e-7)

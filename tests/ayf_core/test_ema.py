@@ -84,9 +84,7 @@ def test_correlation_is_the_integral_of_the_product_of_profiles():
     for a, b in [((60.0, 0.05), (100.0, 0.1)), ((100.0, 0.05), (60.0, 0.1)), ((80.0, 0.1), (80.0, 0.2))]:
         integral = (profile(tau, *a) * profile(tau, *b)).sum() * 1e-4
         assert power_function_correlation(*a, *b) == pytest.approx(integral, rel=1e-3)
-        assert power_function_correlation(*a, *b) == pytest.approx(
-            power_function_correlation(*b, *a), rel=1e-14
-        )
+        assert power_function_correlation(*a, *b) == pytest.approx(power_function_correlation(*b, *a), rel=1e-14)
 
 
 def test_tracked_average_is_the_power_weighted_mean_of_the_past():

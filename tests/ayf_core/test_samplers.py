@@ -101,9 +101,7 @@ def test_heun_that_stops_before_data_uses_two_calls_in_every_step():
 @pytest.mark.parametrize(("method", "order"), [("euler", 1), ("heun", 2)])
 def test_halving_the_step_divides_the_error_by_two_to_the_order(method, order):
     x = noise()
-    errors = [
-        (solve_ode(FIELD, x, uniform_grid(n), method).x - exact(x)).norm().item() for n in (128, 256, 512)
-    ]
+    errors = [(solve_ode(FIELD, x, uniform_grid(n), method).x - exact(x)).norm().item() for n in (128, 256, 512)]
     for coarse, fine in pairwise(errors):
         assert coarse / fine == pytest.approx(2**order, rel=0.06)
 
@@ -168,9 +166,7 @@ def test_sampling_records_no_gradient():
     assert not solve_ode(FIELD, x, uniform_grid(2)).x.requires_grad
 
 
-@pytest.mark.parametrize(
-    "grid", [uniform_grid(5), shifted_grid(5, 3.0), shifted_grid(5, 0.5), polynomial_grid(5, 3.0)]
-)
+@pytest.mark.parametrize("grid", [uniform_grid(5), shifted_grid(5, 3.0), shifted_grid(5, 0.5), polynomial_grid(5, 3.0)])
 def test_grids_fall_strictly_from_one_to_zero(grid):
     assert grid.dtype == torch.float64
     assert len(grid) == 6

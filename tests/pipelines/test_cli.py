@@ -53,9 +53,7 @@ def test_help_names_every_command_and_loads_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         "print(json.dumps(sorted({'torch', 'ray', 'mlflow', 'hydra', 'diffusers'} & set(sys.modules))))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     for word in ("doctor", "params", "sample", "ui", "dvc repro", "AYF_RUNTIME"):
         assert word in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == []
@@ -144,9 +142,7 @@ def test_a_mistake_is_one_line_without_a_traceback_and_changes_nothing(project: 
     before = (project / "params.yaml").read_bytes()
     result = ayf("params", "set", "teacher.training.stps=50")
     assert result.exit_code == 1
-    assert result.stderr == (
-        "error: unknown setting teacher.training.stps: did you mean teacher.training.steps?\n"
-    )
+    assert result.stderr == ("error: unknown setting teacher.training.stps: did you mean teacher.training.steps?\n")
     assert (project / "params.yaml").read_bytes() == before
 
 
@@ -229,9 +225,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """What `ayf sample` asks of pipelines.sampling; nothing is sampled."""
     calls: list[dict] = []
     module = types.ModuleType("pipelines.sampling")
-    module.sample_grid = lambda model, root, **options: calls.append(
-        {"model": model, "root": root, **options}
-    )  # type: ignore[attr-defined]
+    module.sample_grid = lambda model, root, **options: calls.append({"model": model, "root": root, **options})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pipelines.sampling", module)
     return calls
 
@@ -274,9 +268,7 @@ def test_sample_refuses_what_cannot_be_meant(asked: list[dict], option: str, val
     assert not asked
 
 
-def test_the_sampler_takes_what_the_command_passes(
-    asked: list[dict], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sampler_takes_what_the_command_passes(asked: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
     assert ayf("sample", "models/x").exit_code == 0
     (passed,) = asked
     monkeypatch.undo()

@@ -38,9 +38,7 @@ def project(tmp_path: Path, valid_params: str) -> Path:
 
 def edit(project: Path, line: str, replacement: str, count: int = 1) -> None:
     path = project / "params.yaml"
-    text, done = re.subn(
-        rf"^( *){line}.*$", rf"\g<1>{replacement}", path.read_text(), count=count, flags=re.M
-    )
+    text, done = re.subn(rf"^( *){line}.*$", rf"\g<1>{replacement}", path.read_text(), count=count, flags=re.M)
     assert done, f"no line {line}"
     path.write_text(text)
 
@@ -130,9 +128,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(
         ("beta1:", "beta1: 0.9\n    beta1: 0.8", "codec.training.beta1 stands twice"),
     ],
 )
-def test_a_wrong_value_is_named_with_what_is_allowed(
-    project: Path, line: str, replacement: str, words: str
-) -> None:
+def test_a_wrong_value_is_named_with_what_is_allowed(project: Path, line: str, replacement: str, words: str) -> None:
     edit(project, line, replacement)
     with pytest.raises(AyfError, match=re.escape(words)) as caught:
         load_config(project)
@@ -235,9 +231,7 @@ def test_a_project_whose_path_has_spaces_and_commas_is_read(tmp_path: Path) -> N
         ("checkerboard", ["data.image_size=8"], "has no images"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(
-    preset: str, overrides: list[str], words: str
-) -> None:
+def test_settings_that_contradict_each_other_are_refused(preset: str, overrides: list[str], words: str) -> None:
     with pytest.raises(AyfError, match=re.escape(words)) as caught:
         from_preset(REPOSITORY, preset, overrides)
     assert "\n" not in str(caught.value)

@@ -77,9 +77,7 @@ def test_wrong_settings_are_named(project: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick_store")
-def test_a_wrong_runtime_is_named_and_the_rest_still_examined(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_runtime_is_named_and_the_rest_still_examined(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AYF_RUNTIME", "nowhere")
     assert row("runtime").state == "missing"
     assert row("git").state == "ok"

@@ -43,17 +43,13 @@ def test_readers_of_both_yaml_versions_agree() -> None:
     assert YAML(typ="safe").load(text) == yaml.safe_load(text)
 
 
-@pytest.mark.parametrize(
-    "value", [1e-5, 1.5e-7, 0.000123456789, 3e-4, 0.1, 1.0, 1e22, 1 / 3, 5e-324, 0.0, -2.5e-4]
-)
+@pytest.mark.parametrize("value", [1e-5, 1.5e-7, 0.000123456789, 3e-4, 0.1, 1.0, 1e22, 1 / 3, 5e-324, 0.0, -2.5e-4])
 def test_a_number_is_read_back_exactly(value: float) -> None:
     assert yaml.safe_load(settings.number(value)) == value
     assert isinstance(yaml.safe_load(settings.number(value)), float)
 
 
-@pytest.mark.parametrize(
-    "text", ["null", "3", "true", "a b", "it's", "a: b", "#x", "1e-5", "~", "x/y-z.png", ""]
-)
+@pytest.mark.parametrize("text", ["null", "3", "true", "a b", "it's", "a: b", "#x", "1e-5", "~", "x/y-z.png", ""])
 def test_a_text_is_read_back_as_that_text(text: str) -> None:
     assert yaml.safe_load(settings.literal(text)) == text
 

@@ -286,9 +286,7 @@ def test_stage_ends_with_the_process_that_started_it(root, fresh_store):
     wait_for(lambda: list(root.glob("runs/*/*/training/checkpoints/step_*")), "training to start")
     parent.kill()
     parent.communicate()
-    wait_for(
-        lambda: not Path(f"/proc/{child}/cmdline").read_bytes() if _alive(child) else True, "the stage to end"
-    )
+    wait_for(lambda: not Path(f"/proc/{child}/cmdline").read_bytes() if _alive(child) else True, "the stage to end")
     assert status(root) == "KILLED"
 
 

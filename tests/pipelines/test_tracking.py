@@ -52,16 +52,11 @@ def client(root):
 
 
 def records(*steps):
-    return [
-        {"step": step, "total": 9, "time": 1000.0 + step, "metrics": {"loss": 1 / step}} for step in steps
-    ]
+    return [{"step": step, "total": 9, "time": 1000.0 + step, "metrics": {"loss": 1 / step}} for step in steps]
 
 
 def test_two_processes_may_meet_a_fresh_store(tmp_path):
-    code = (
-        "import sys, pathlib; from pipelines.tracking import ensure_store; "
-        "ensure_store(pathlib.Path(sys.argv[1]))"
-    )
+    code = "import sys, pathlib; from pipelines.tracking import ensure_store; ensure_store(pathlib.Path(sys.argv[1]))"
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=env) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
@@ -178,9 +173,7 @@ def test_model_is_registered_once_and_resolved_by_alias_version_and_path(root, t
     assert newer.register_model(model, "student", "best") == "2"
 
 
-@pytest.mark.parametrize(
-    "uri", ["models:/nobody@best", "models:/student/99", "runs:/0123/model", "no/such/folder"]
-)
+@pytest.mark.parametrize("uri", ["models:/nobody@best", "models:/student/99", "runs:/0123/model", "no/such/folder"])
 def test_model_that_is_not_there_is_named(root, uri):
     with pytest.raises(AyfError, match=uri):
         resolve_model(uri, root, RUNTIME)

@@ -69,9 +69,7 @@ def train(config: dict, context) -> dict:
         position += share
         context.log(step, config["steps"], {"loss": 1 / step, "position": float(position[0])})
         if step % 10 == 0:
-            context.save_checkpoint(
-                step, lambda folder, now=position: torch.save(now, folder / "position.pt")
-            )
+            context.save_checkpoint(step, lambda folder, now=position: torch.save(now, folder / "position.pt"))
         if checkpoint is None and step == config.get("kill_at") and context.rank == context.world_size - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == config.get("fail_at"):

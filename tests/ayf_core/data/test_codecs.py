@@ -14,9 +14,7 @@ from ayf_core.errors import AyfError
 pytest.importorskip("diffusers")
 
 
-def make_codec(
-    image_channels: int = 1, channels: tuple[int, ...] = (8, 8), seed: int = 0
-) -> AutoencoderKLCodec:
+def make_codec(image_channels: int = 1, channels: tuple[int, ...] = (8, 8), seed: int = 0) -> AutoencoderKLCodec:
     torch.manual_seed(seed)
     return AutoencoderKLCodec.create(
         image_channels=image_channels,
@@ -91,9 +89,7 @@ def test_training_lowers_the_loss() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_saved_codec_comes_back_frozen_and_the_same_bytes_are_written_again(
-    saved: Path, tmp_path: Path
-) -> None:
+def test_saved_codec_comes_back_frozen_and_the_same_bytes_are_written_again(saved: Path, tmp_path: Path) -> None:
     codec, images = load_codec(saved), make_images()
     assert isinstance(codec, AutoencoderKLCodec)
     assert torch.equal(codec.encode(images)[0], make_codec().encode(images)[0])
@@ -207,9 +203,7 @@ def test_pickled_weights_are_not_read(saved: Path) -> None:
         AutoencoderKLCodec.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", '{"format": 1, "kind": "zip"}', '{"format": 9, "kind": "identity"}']
-)
+@pytest.mark.parametrize("text", ["", "{}", '{"format": 1, "kind": "zip"}', '{"format": 9, "kind": "identity"}'])
 def test_foreign_codec_file_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "codec.json").write_text(text)
     with pytest.raises(AyfError, match=r"codec\.json"):

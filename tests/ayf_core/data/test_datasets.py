@@ -40,9 +40,7 @@ def test_digits_are_eight_by_eight_in_range_with_every_class_on_both_sides() -> 
     assert len(data.train) + len(data.test) == 1797
     assert data.train.x.min() == -1.0
     assert data.train.x.max() == 1.0
-    share = torch.bincount(data.test.labels) / (
-        torch.bincount(data.test.labels) + torch.bincount(data.train.labels)
-    )
+    share = torch.bincount(data.test.labels) / (torch.bincount(data.test.labels) + torch.bincount(data.train.labels))
     assert torch.all((share - 0.2).abs() < 0.005)
 
 

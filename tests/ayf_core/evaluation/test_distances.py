@@ -120,9 +120,7 @@ def test_prdc_agrees_with_its_definition_written_out(k: int) -> None:
     assert result.precision == pytest.approx(np.mean([any(row) for row in around]))
     assert result.density == pytest.approx(np.sum(around) / (k * len(fake)))
     assert result.coverage == pytest.approx(np.mean(np.any(around, axis=0)))
-    assert result.recall == pytest.approx(
-        np.mean([any(inside(x, fake, j) for j in range(len(fake))) for x in real])
-    )
+    assert result.recall == pytest.approx(np.mean([any(inside(x, fake, j) for j in range(len(fake))) for x in real]))
     assert 0 < result.precision < 1  # the sets are such that each figure says something
     assert 0 < result.coverage < 1
 

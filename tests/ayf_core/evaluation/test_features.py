@@ -71,9 +71,7 @@ def test_classifier_learns_digits(classifier: SmallClassifier) -> None:
     assert accuracy > 0.9
 
 
-def test_saved_classifier_comes_back_and_gives_the_same_bytes(
-    classifier: SmallClassifier, tmp_path: Path
-) -> None:
+def test_saved_classifier_comes_back_and_gives_the_same_bytes(classifier: SmallClassifier, tmp_path: Path) -> None:
     classifier.save(tmp_path / "first")
     loaded = SmallClassifier.load(tmp_path / "first")
     assert torch.equal(loaded(make_images()), classifier(make_images()))
@@ -88,9 +86,7 @@ def test_saved_classifier_comes_back_and_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("kept", [0, 50, -3])
-def test_truncated_classifier_weights_are_named(
-    classifier: SmallClassifier, tmp_path: Path, kept: int
-) -> None:
+def test_truncated_classifier_weights_are_named(classifier: SmallClassifier, tmp_path: Path, kept: int) -> None:
     classifier.save(tmp_path)
     weights = tmp_path / "classifier.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept])
