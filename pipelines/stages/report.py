@@ -192,7 +192,7 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Align Your Flow: report</title>
 <style>body {{ font: 16px system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left }}
+table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; white-space: nowrap }}
 tr:nth-child(even) {{ background: #f4f4f4 }} div.wide {{ overflow-x: auto }}</style></head>
 <body><h1>Quality of teacher and students</h1>
 <div class="wide">{table}</div>
