@@ -29,8 +29,10 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from ayf_core.errors import AyfError
+from pipelines.settings import literal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 EXPERIMENT = "align-your-flow"
 OUTPUT_TAG = "ayf.output."
 KEY_TAG = "ayf.key"
+KIND_TAG = "ayf.kind"
+"""What a run is of: a `stage`, a `sweep`, one of its `trial`s, or a `confirmation` of its best."""
 
 _METRICS_A_BATCH = 1000  # MLflow's limits
 _PARAMS_A_BATCH = 100
@@ -128,8 +132,11 @@ class StageRun:
         self._monitor = _start_monitor(self.id, uri) if system_metrics else None
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Note settings, nested ones under dotted names; those noted before are left as they are."""
-        new = [Param(k, str(v)) for k, v in _flat(params).items() if k not in self._params_known]
+        """Note settings as params.yaml would write them, nested ones under dotted names.
+
+        Those noted before are left as they are.
+        """
+        new = [Param(k, literal(v)) for k, v in _flat(params).items() if k not in self._params_known]
         for start in range(0, len(new), _PARAMS_A_BATCH):
             self._client.log_batch(self.id, params=new[start : start + _PARAMS_A_BATCH])
         self._params_known.update({param.key: param.value for param in new})
@@ -222,27 +229,34 @@ def open_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     runtime: RuntimeConfig,
+    kind: str = "stage",
+    parent: str | None = None,
 ) -> StageRun:
-    """Open the run of a stage, or continue the one that `scratch/mlflow_run_id` names.
+    """Open the run of a stage or trial, or continue the one that `scratch/mlflow_run_id` names.
 
     Args:
-        stage: the stage's name in dvc.yaml, such as `distill@emd`.
+        stage: the stage's name in dvc.yaml, such as `distill@emd`; of a sweep, the chain it searches.
         run_name: what a person sees in MLflow's list.
         root: the project; decides the store unless runtime or environment name one.
         scratch: the stage's scratch folder, which remembers the run.
         params: settings, noted once.
         tags: more tags; `ayf.key` finds the run of a stage killed before it could note the run's id.
+        kind: stage, sweep, trial or confirmation.
+        parent: the id of the run under which MLflow shows this one.
     """
     uri = tracking_uri(root, runtime)
     client = MlflowClient(uri)
     run = _known_run(client, scratch) or _unfinished_run(client, tags.get(KEY_TAG))
     if run is None:
-        run = client.create_run(_experiment(client), run_name=run_name)
+        # The key is there from the first moment: a kill before the id is noted does not double the run.
+        known_by = {KEY_TAG: tags[KEY_TAG]} if KEY_TAG in tags else {}
+        run = client.create_run(_experiment(client), run_name=run_name, tags=known_by)
     else:
         client.update_run(run.info.run_id, status="RUNNING", name=run_name)
     _remember(scratch, run.info.run_id)
     opened = StageRun(client, run, uri, runtime.system_metrics)
-    opened.set_tags({"dvc.stage": stage, **git_tags(root), **tags})
+    nested = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+    opened.set_tags({KIND_TAG: kind, "dvc.stage": stage, **git_tags(root), **nested, **tags})
     opened.log_params(params)
     return opened
 
