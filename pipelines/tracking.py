@@ -175,6 +175,17 @@ class StageRun:
         """Keep a picture with the run as `name` (for example `samples/nfe_4.png`)."""
         self._client.log_image(self.id, image, artifact_file=name)
 
+    def log_step_image(self, key: str, step: int, image: Image) -> None:
+        """Keep a picture under `key` at a step: MLflow lays those of several runs side by side, with a slider."""
+        # MLflow puts time and a random id into the name: an image of an earlier attempt would be doubled.
+        there = {Path(file.path).name for file in self._client.list_artifacts(self.id, "images")}
+        if not any(name.startswith(f"{key}%step%{step}%") for name in there):
+            self._client.log_image(self.id, image, key=key, step=step)
+
+    def log_json(self, name: str, document: Mapping[str, Any]) -> None:
+        """Keep a document with the run as `name` (for example `evaluation.json`)."""
+        self._client.log_dict(self.id, dict(document), name)
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 

@@ -8,84 +8,76 @@ network call: Heun's method two a step, guidance both networks.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ayf_core.data.datasets import CHECKERBOARD_HALF_WIDTH, DataSet
-from ayf_core.evaluation.features import (
-    ClassifierFeatures,
-    FeatureExtractor,
-    InceptionFeatures,
-    PixelFeatures,
-    SmallClassifier,
-)
 from ayf_core.evaluation.intervals import confidence_interval
-from ayf_core.evaluation.quality import ImageReference, PointReference
 from ayf_core.flow_map import load_network
 from ayf_core.generator import Generator
 from ayf_core.velocity import VelocityField, guided
 from pipelines import config as schema
+from pipelines.bench import Bench
 from pipelines.execution import torch_device, worker_threads
 from pipelines.pictures import POINTS_SHOWN, class_rows, grid
 from pipelines.stage import Stage
-from pipelines.training import data_job
 
-Reference = ImageReference | PointReference
 Measures = dict[str, float]
 
 
 def run(config: schema.Config, stage: Stage) -> None:
     torch.set_num_threads(worker_threads(stage.runtime))
     name = stage.item["model"]
-    model = Generator.load(stage.input(f"models/{name}"), torch_device(stage.runtime))
-    bench = Bench(config, stage, model)
-    rows = [bench.row("quality", evaluations=n) for n in bench.evaluations]
-    rows += [bench.row("guidance", evaluations=n, scale=scale) for n, scale in bench.guidance()]
+    device = torch_device(stage.runtime)
+    model = Generator.load(stage.input(f"models/{name}"), device)
+    bench = Bench(config, stage.input("models/features"), device)
+    evaluation = Evaluation(config, stage, model, bench)
+    rows = [evaluation.row("quality", evaluations=n) for n in evaluation.evaluations]
+    rows += [evaluation.row("guidance", evaluations=n, scale=scale) for n, scale in evaluation.guidance()]
     if model.role == "flow_map":
         rows += [
-            bench.row("gamma", evaluations=config.evaluation.guidance_steps, gamma=gamma)
+            evaluation.row("gamma", evaluations=config.evaluation.guidance_steps, gamma=gamma)
             for gamma in config.evaluation.gammas
         ]
-    document = {"model": name, "distance": bench.distance, "floor": bench.floor, "rows": rows}
-    stage.output(f"reports/evaluation/{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    stage.run.log_values(
-        {f"{bench.distance}/nfe_{row['nfe']}": row[bench.distance] for row in rows if row["sweep"] == "quality"}
-    )
-    stage.run.log_values(
-        {f"recall/nfe_{row['nfe']}": row["recall"] for row in rows if row["sweep"] == "quality" and "recall" in row}
-    )
-    for evaluations in bench.evaluations:
-        picture = grid(bench.preview(evaluations), columns=10)
-        stage.run.log_image(f"samples/nfe_{evaluations:03d}.png", picture)
+    document = {"model": name, "distance": bench.distance, "floor": bench.floor(config.seed), "rows": rows}
+    output = stage.output(f"reports/evaluation/{name}.json")
+    output.write_text(json.dumps(document, indent=2) + "\n")
+    tell(stage, evaluation, document)
 
 
-class Bench:
-    """A model on the test bench: draws, measures, averages over seeds; remembers what an earlier attempt measured."""
+def tell(stage: Stage, evaluation: Evaluation, document: dict[str, Any]) -> None:
+    """Log headline figures, the whole document and pictures; seconds go to MLflow only, being no result."""
+    quality = [row for row in document["rows"] if row["sweep"] == "quality"]
+    for measure in (document["distance"], "recall"):
+        stage.run.log_values({f"{measure}/nfe_{row['nfe']}": row[measure] for row in quality if measure in row})
+    stage.run.log_values({f"seconds_per_image/nfe_{n}": s for n, s in evaluation.seconds_per_sample().items()})
+    stage.run.set_tags({"ayf.model": document["model"]})
+    stage.run.log_json("evaluation.json", document)
+    for evaluations in evaluation.evaluations:
+        stage.run.log_step_image("samples", evaluations, grid(evaluation.preview(evaluations), columns=10))
+        for scale in evaluation.scales():
+            word = "" if scale is None else f"_scale_{scale:g}"
+            picture = grid(evaluation.preview(evaluations, scale), columns=10)
+            stage.run.log_image(f"samples/nfe_{evaluations:03d}{word}.png", picture)
 
-    def __init__(self, config: schema.Config, stage: Stage, model: Generator):
+
+class Evaluation:
+    """One model on the bench: averages over seeds, and remembers what an earlier attempt measured."""
+
+    def __init__(self, config: schema.Config, stage: Stage, model: Generator, bench: Bench):
         self.settings = config.evaluation
         self.model = model
-        dataset = data_job(config, stage).dataset()
-        self.labels = dataset.train.labels
-        self.reference = reference_of(dataset, config, stage)
-        self.floor = self.reference.floor(config.seed)
-        self.distance = "fd" if isinstance(self.reference, ImageReference) else "jsd"
-        kind = config.distill.guidance.kind
-        self.guided = self._guided_field(kind, stage) if stage.item["model"] == "teacher" else None
+        self.bench = bench
+        self.guided = None
+        if stage.item["model"] == "teacher" and config.distill.guidance.kind != "none":
+            # The teacher guided as it was distilled.
+            weak_teacher, _ = load_network(stage.input("models/weak_teacher"), torch_device(stage.runtime))
+            self.guided = guided(config.distill.guidance.kind, model.network, weak_teacher, model.spec.num_classes)
         self.memory = Memory(stage.scratch / "measured.json")
         steps, calls = config.evaluation.steps, config.evaluation.teacher_evaluations
         self.evaluations = steps if model.role == "flow_map" else calls
-
-    def _guided_field(self, kind: str, stage: Stage) -> VelocityField | None:
-        """The teacher guided as it was distilled."""
-        if kind == "none":
-            return None
-        weak_teacher, _ = load_network(stage.input("models/weak_teacher"), torch_device(stage.runtime))
-        return guided(kind, self.model.network, weak_teacher, self.model.spec.num_classes)
 
     def guidance(self) -> list[tuple[int, float]]:
         """(evaluations, λ) of the guidance curve: of a student within what it learnt, of the teacher all."""
@@ -94,11 +86,14 @@ class Bench:
                 return []
             calls = sorted(self.settings.teacher_evaluations)
             return [(calls[len(calls) // 2], scale) for scale in self.settings.guidance_scales]
+        return [(self.settings.guidance_steps, scale) for scale in self.scales() if scale is not None]
+
+    def scales(self) -> list[float | None]:
+        """The guidance scales that a student learnt, of those asked for; [None] of a model without that input."""
         limits = self.model.guidance_range
         if limits is None:
-            return []
-        inside = [scale for scale in self.settings.guidance_scales if limits[0] <= scale <= limits[1]]
-        return [(self.settings.guidance_steps, scale) for scale in inside]
+            return [None]
+        return [scale for scale in self.settings.guidance_scales if limits[0] <= scale <= limits[1]]
 
     def row(self, sweep: str, *, evaluations: int, scale: float | None = None, gamma: float = 0.0) -> dict[str, Any]:
         """One line of the result: where it was measured, then each measure's mean and half width of its interval."""
@@ -108,10 +103,14 @@ class Bench:
             key = f"{evaluations}/{scale}/{gamma}/{seed}"
             known = self.memory.recall(key)
             if known is None:
-                x, nfe = self.draw(evaluations, scale, gamma, seed)
-                known = self.memory.keep(key, {"nfe": nfe, **self.reference.measure(x, seed)})
+                velocity: VelocityField | None = self.guided if scale is not None else None
+                x, nfe, seconds = self.bench.draw(
+                    self.model, evaluations, seed, guidance_scale=scale, gamma=gamma, velocity=velocity
+                )
+                spent = {"nfe": nfe, "seconds_per_sample": seconds / len(x)}
+                known = self.memory.keep(key, spent | self.bench.measure(x, seed))
             nfe = int(known["nfe"])
-            per_seed.append({name: value for name, value in known.items() if name != "nfe"})
+            per_seed.append({name: value for name, value in known.items() if name not in NOT_MEASURES})
         row: dict[str, Any] = {"sweep": sweep, "nfe": nfe, "guidance_scale": scale, "gamma": gamma}
         for measure in per_seed[0]:
             interval = confidence_interval([values[measure] for values in per_seed])
@@ -119,31 +118,25 @@ class Bench:
             row[f"{measure}_ci95"] = interval.half_width
         return row
 
-    def draw(self, evaluations: int, scale: float | None, gamma: float, seed: int) -> tuple[Tensor, int]:
-        """As many samples as there are training images, with their labels."""
-        noise = self.model.draw_noise(len(self.labels), seed=1000 + seed)
-        renoise = torch.Generator().manual_seed(2000 + seed)
-        parts, nfe = [], 0
-        for rows in torch.arange(len(noise)).split(self.settings.batch_size):
-            drawn = self.model.sample(
-                noise[rows],
-                evaluations,
-                self.labels[rows].to(noise.device) if self.model.spec.num_classes > 1 else None,
-                guidance_scale=scale,
-                gamma=gamma,
-                velocity=self.guided if scale is not None else None,
-                generator=renoise,
+    def seconds_per_sample(self) -> dict[int, float]:
+        """Seconds of drawing one sample, decoded, at each number of evaluations: the quickest of the seeds."""
+        return {
+            n: min(
+                self.memory.known[f"{n}/{None}/{0.0}/{seed}"]["seconds_per_sample"]
+                for seed in range(self.settings.seeds)
             )
-            parts.append(drawn.x.cpu())
-            nfe = drawn.nfe
-        return torch.cat(parts), nfe
+            for n in self.evaluations
+        }
 
-    def preview(self, evaluations: int) -> Tensor:
+    def preview(self, evaluations: int, scale: float | None = None) -> Tensor:
         """A hundred samples, ten a class; or points by the thousand."""
         labels = class_rows(self.model.spec.num_classes, columns=10)
         noise = self.model.draw_noise(POINTS_SHOWN if self.model.makes_points else len(labels), seed=0)
         conditions = labels.to(noise.device) if self.model.spec.num_classes > 1 else None
-        return self.model.sample(noise, evaluations, conditions).x.cpu()
+        return self.model.sample(noise, evaluations, conditions, guidance_scale=scale).x.cpu()
+
+
+NOT_MEASURES = ("nfe", "seconds_per_sample")
 
 
 class Memory:
@@ -162,18 +155,3 @@ class Memory:
         beside.write_text(json.dumps(self.known))
         beside.replace(self.path)
         return measures
-
-
-def reference_of(dataset: DataSet, config: schema.Config, stage: Stage) -> Reference:
-    """The real data that models are compared with."""
-    if dataset.kind == "points":
-        return PointReference(dataset.train.x, dataset.test.x, CHECKERBOARD_HALF_WIDTH)
-    extractor = EXTRACTORS[config.features.kind](stage)
-    return ImageReference.of(dataset.train.x, dataset.test.x, extractor, config.evaluation.neighbours)
-
-
-EXTRACTORS: dict[str, Callable[[Stage], FeatureExtractor]] = {
-    "classifier": lambda stage: ClassifierFeatures(SmallClassifier.load(stage.input("models/features"))),
-    "pixels": lambda stage: PixelFeatures(),
-    "inception": lambda stage: InceptionFeatures(device=str(torch_device(stage.runtime))),
-}
