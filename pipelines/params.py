@@ -112,7 +112,7 @@ def undeclared(root: Path) -> list[str]:
 
     Without this, a change of such a setting would rebuild nothing and silently have no effect.
     """
-    from pipelines.stage import read_declarations
+    from pipelines.declarations import read_declarations
 
     if not (root / "dvc.yaml").is_file():
         return []

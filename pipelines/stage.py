@@ -1,9 +1,8 @@
 """Runs one stage of dvc.yaml: `python -m pipelines STAGE`.
 
-dvc.yaml is the one declaration of what a stage reads and writes. From it comes the key of the stage's scratch
-folder, a hash of its settings and of the contents of what it reads: an interrupted stage finds itself again
-there, a changed setting never continues an old run. Only finished outputs are published to the declared
-paths.
+The key of a stage's scratch folder is a hash of the settings it declares and of the contents of what it reads: an
+interrupted stage finds itself again there, a changed setting never continues an old run. Only finished outputs are
+published to the declared paths.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import hashlib
 import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -22,8 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
@@ -31,188 +27,73 @@ from typing import IO, TYPE_CHECKING, Any
 import yaml
 
 from ayf_core.errors import AyfError
+from pipelines.declarations import (
+    Declaration,
+    check_deps,
+    declared_params,
+    fingerprint,
+    read_declarations,
+    read_params,
+)
 
 if TYPE_CHECKING:
     from pipelines.config import Config, RuntimeConfig
     from pipelines.execution import TrainFunction
     from pipelines.tracking import StageRun
+    from pipelines.training import Watch
 
 Body = Callable[[Any, "Stage"], None]
+Launch = Callable[..., dict]
 
 INTERRUPTED = 130
 _COMPLETE = "complete.json"
 _PUBLISHED = "published"
 
 
-# -------------------------------------------------------------------------------------------- the declaration
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """A stage as dvc.yaml declares it; of a matrix, one entry. Paths are relative to the project."""
-
-    name: str
-    base: str
-    item: dict[str, Any] = field(default_factory=dict)
-    deps: tuple[str, ...] = ()
-    params: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-
-
-def read_declarations(root: Path) -> dict[str, Declaration]:
-    """Every stage of dvc.yaml, matrix entries as `distill@emd`.
-
-    Raises:
-        AyfError: there is no dvc.yaml, or it is not YAML.
-    """
-    path = root / "dvc.yaml"
-    try:
-        document = yaml.safe_load(path.read_text()) or {}
-    except FileNotFoundError as error:
-        raise AyfError(f"no dvc.yaml in {root}: run this in the project's folder") from error
-    except yaml.YAMLError as error:
-        raise AyfError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    known = _params(root)
-    declared = {}
-    for base, body in (document.get("stages") or {}).items():
-        for item in _matrix_items(body.get("matrix")):
-            values = {**known, "item": item}
-            name = f"{base}@{'-'.join(str(value) for value in item.values())}" if item else base
-            declared[name] = Declaration(
-                name=name,
-                base=base,
-                item=item,
-                deps=_paths(body.get("deps"), values),
-                params=_param_keys(body.get("params"), values),
-                outputs=tuple(p for part in ("outs", "metrics", "plots") for p in _paths(body.get(part), values)),
-            )
-    return declared
-
-
-def _matrix_items(matrix: Mapping[str, list] | None) -> list[dict[str, Any]]:
-    if not matrix:
-        return [{}]
-    return [dict(zip(matrix, values, strict=True)) for values in product(*matrix.values())]
-
-
-def _paths(entries: list | None, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Paths of a `deps` or `outs` list; an entry is a path, or a path with its options."""
-    names = [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in entries or []]
-    return tuple(_filled(str(name), values) for name in names)
-
-
-def _param_keys(entries: list | None, values: Mapping[str, Any]) -> tuple[str, ...]:
-    keys: list[str] = []
-    for entry in entries or []:
-        if isinstance(entry, Mapping):
-            raise AyfError(f"dvc.yaml: params {entry} name another file; this project has params.yaml only")
-        keys.append(_filled(str(entry), values))
-    return tuple(keys)
-
-
-def _filled(text: str, values: Mapping[str, Any]) -> str:
-    """`text` with each `${a.b}` replaced, as DVC does: by the matrix's item, or by a setting of params.yaml."""
-
-    def value(match: re.Match[str]) -> str:
-        found: Any = values
-        for part in match[1].strip().split("."):
-            if not isinstance(found, Mapping) or part not in found:
-                known = "neither the matrix's ${item.NAME} nor a setting of params.yaml"
-                raise AyfError(f"dvc.yaml: ${{{match[1]}}} is {known}")
-            found = found[part]
-        return str(found)
-
-    return re.sub(r"\$\{([^}]+)\}", value, text)
-
-
-def _params(root: Path) -> dict[str, Any]:
-    path = root / "params.yaml"
-    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
-
-
-# ---------------------------------------------------------------------------------------------------- the key
-
-
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's tree: names and contents, without Python's byte code.
-
-    A folder whose manifest.json holds the checksums of its shards is known by the manifest alone: latents may
-    be large, and the reader checks them against it.
-    """
-    if path.is_file():
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    manifest = path / "manifest.json"
-    if manifest.is_file() and _holds_checksums(manifest):
-        return fingerprint(manifest)
-    tree = hashlib.sha256()
-    for file in sorted(path.rglob("*"), key=lambda p: p.relative_to(path).as_posix()):
-        if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".pyc":
-            tree.update(f"{file.relative_to(path).as_posix()}\0{fingerprint(file)}\n".encode())
-    return tree.hexdigest()
-
-
-def _holds_checksums(manifest: Path) -> bool:
-    try:
-        shards = json.loads(manifest.read_text()).get("shards", [])
-        return bool(shards) and all("sha256" in shard for shard in shards)
-    except (ValueError, AttributeError, TypeError):
-        return False
-
-
-def declared_params(root: Path, declaration: Declaration) -> dict[str, Any]:
-    """The values of params.yaml that the stage declares, by dotted key.
-
-    Raises:
-        AyfError: a declared key is not in params.yaml.
-    """
-    if not declaration.params:
-        return {}
-    document = _params(root)
-    values = {}
-    for key in declaration.params:
-        found: Any = document
-        for part in key.split("."):
-            if not isinstance(found, Mapping) or part not in found:
-                raise AyfError(f"params.yaml has no {key}, which {declaration.name} declares in dvc.yaml: add it")
-            found = found[part]
-        values[key] = found
-    return values
-
-
-def check_deps(root: Path, declaration: Declaration, declared: Mapping[str, Declaration]) -> None:
-    """Raises AyfError naming the first thing the stage reads that is not there, and what makes it."""
-    for dep in declaration.deps:
-        if (root / dep).exists():
-            continue
-        maker = next((d.name for d in declared.values() if any(_overlap(dep, out) for out in d.outputs)), None)
-        remedy = f"run `dvc repro {maker}`, which makes it" if maker else "no stage makes it: restore it (git)"
-        raise AyfError(f"{declaration.name} reads {dep}, which is missing; {remedy}")
-
-
-def _overlap(one: str, other: str) -> bool:
-    a, b = Path(one), Path(other)
-    return a == b or a in b.parents or b in a.parents
-
-
 # -------------------------------------------------------------------------------------- what a stage is given
 
 
 class Stage:
-    """What a stage's `run(config, stage)` works with: inputs, scratch, outputs, its MLflow run."""
+    """What a stage's `run(config, stage)` works with: inputs, scratch, outputs, its MLflow run.
 
-    def __init__(self, root: Path, declaration: Declaration, runtime: RuntimeConfig) -> None:
+    Args:
+        root: the project.
+        settings: what stands for params.yaml, as nested mappings; None reads it.
+        instead: places of inputs that are not the project's own, by their declared paths (a sweep's trial reads what
+            an earlier stage of its chain made).
+        runs: where scratch folders lie; None is the project's `runs/`.
+
+    Attributes:
+        run: where its story is written.
+        launch: runs a training function, as `pipelines.execution.run_training` does.
+        watch: follows the training of a generator, if somebody wants to.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        declaration: Declaration,
+        runtime: RuntimeConfig,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        instead: Mapping[str, Path] | None = None,
+        runs: Path | None = None,
+    ) -> None:
         self.root = root
         self.declaration = declaration
         self.name = declaration.name
         self.item = declaration.item
         self.runtime = runtime
-        self.inputs = {dep: root / dep for dep in declaration.deps}
-        self.params = declared_params(root, declaration)
+        self.inputs = {dep: root / dep for dep in declaration.deps} | {
+            dep: place for dep, place in (instead or {}).items() if dep in declaration.deps
+        }
+        self.params = declared_params(read_params(root) if settings is None else settings, declaration)
         self.fingerprints = {dep: fingerprint(path) for dep, path in self.inputs.items()}
         self.key = self._key()
-        self.scratch = root / "runs" / self.name / self.key[:16]
+        self.scratch = (runs or root / "runs") / self.name / self.key[:16]
         self.run: StageRun
+        self.launch: Launch | None = None
+        self.watch: Watch | None = None
 
     def input(self, path: str) -> Path:
         """A declared dep's place. Raises AyfError for an undeclared one: DVC would not notice its changes."""
@@ -224,9 +105,13 @@ class Stage:
         """Where to write a declared output: a place in scratch, published once the stage has finished."""
         if path not in self.declaration.outputs:
             raise AyfError(f"{self.name} writes {path}, which dvc.yaml does not list among its outs: add it there")
-        place = self.scratch / "outputs" / path
+        place = self.made(path)
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
+
+    def made(self, path: str) -> Path:
+        """Where a finished output lies in scratch."""
+        return self.scratch / "outputs" / path
 
     def train(self, train: TrainFunction, config: dict, *, name: str | None = None) -> dict:
         """Train in `scratch/training[/name]` on the runtime's workers, metrics to MLflow; returns its result.
@@ -236,11 +121,12 @@ class Stage:
         """
         from pipelines.execution import run_training
 
+        launch = self.launch or run_training
         folder = self.training_folder(name)
         result = folder / "result.json"
         if result.exists():
             return json.loads(result.read_text())
-        returned = run_training(
+        returned = launch(
             train,
             config,
             folder=folder,
@@ -312,8 +198,8 @@ def run_stage(
     if name not in declared:
         raise AyfError(f"dvc.yaml has no stage {name}; it has {', '.join(declared)}")
     check_deps(root, declared[name], declared)
-    body = body or _body_of(declared[name].base)
-    with _only_writer(root / "runs" / name, name):
+    body = body or body_of(declared[name].base)
+    with only_writer(root / "runs" / name, name):
         stage = Stage(root, declared[name], runtime)
         if _asked_again(stage):
             _remove(stage.scratch)
@@ -321,7 +207,7 @@ def run_stage(
         stage.run = _open(stage)
         status = "FAILED"
         try:
-            outputs = _finished_outputs(stage) or _compute(stage, config, body)
+            outputs = outcome(stage, config, body)
             stage.run.set_tags(_output_tags(outputs))
             _publish(stage)
             (stage.scratch / _PUBLISHED).touch()
@@ -335,7 +221,8 @@ def run_stage(
     return stage
 
 
-def _body_of(base: str) -> Body:
+def body_of(base: str) -> Body:
+    """`run` of `pipelines.stages.<base>`."""
     module = f"pipelines.stages.{base}"
     try:
         return importlib.import_module(module).run
@@ -368,13 +255,18 @@ def _open(stage: Stage) -> StageRun:
     return run
 
 
+def outcome(stage: Stage, config: Any, body: Body) -> dict[str, str]:
+    """Fingerprints of the stage's outputs, which lie in its scratch: found there finished, or computed now."""
+    return _finished_outputs(stage) or _compute(stage, config, body)
+
+
 def _compute(stage: Stage, config: Any, body: Body) -> dict[str, str]:
     shutil.rmtree(stage.scratch / "outputs", ignore_errors=True)  # what an interrupted attempt left
     body(config, stage)
-    missing = [out for out in stage.declaration.outputs if not (stage.scratch / "outputs" / out).exists()]
+    missing = [out for out in stage.declaration.outputs if not stage.made(out).exists()]
     if missing:
         raise AyfError(f"{stage.name} finished without writing {missing[0]}, which dvc.yaml declares")
-    outputs = {out: fingerprint(stage.scratch / "outputs" / out) for out in stage.declaration.outputs}
+    outputs = {out: fingerprint(stage.made(out)) for out in stage.declaration.outputs}
     _write_beside(stage.scratch / _COMPLETE, json.dumps(outputs))
     return outputs
 
@@ -385,7 +277,7 @@ def _finished_outputs(stage: Stage) -> dict[str, str] | None:
     if not marker.exists():
         return None
     known = json.loads(marker.read_text())
-    places = {out: stage.scratch / "outputs" / out for out in stage.declaration.outputs}
+    places = {out: stage.made(out) for out in stage.declaration.outputs}
     intact = known.keys() == places.keys() and all(
         place.exists() and fingerprint(place) == known[out] for out, place in places.items()
     )
@@ -418,7 +310,7 @@ def _publish(stage: Stage) -> None:
     Copies, not links: DVC may turn a published file into a link of its cache, and scratch must not share it.
     """
     for out in stage.declaration.outputs:
-        source, target = stage.scratch / "outputs" / out, stage.root / out
+        source, target = stage.made(out), stage.root / out
         beside, old = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
         target.parent.mkdir(parents=True, exist_ok=True)
         for left_over in (beside, old):
@@ -456,11 +348,11 @@ def _write_beside(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _only_writer(folder: Path, name: str) -> Iterator[IO[str]]:
-    """Hold the stage's lock; the system frees it however the process ends.
+def only_writer(folder: Path, name: str) -> Iterator[IO[str]]:
+    """Hold the lock of a folder that one process writes; the system frees it however the process ends.
 
     Raises:
-        AyfError: another process runs this stage.
+        AyfError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:

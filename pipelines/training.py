@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from torch import nn
 
 from ayf_core.data.datasets import DataSet, load_dataset
 from ayf_core.data.latents import LatentDataset
@@ -15,9 +17,22 @@ from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TrainingData
 from ayf_core.training.optimisers import OptimiserSettings
-from ayf_core.training.trainer import LoopSettings, Phase, Trainer
+from ayf_core.training.trainer import Callback, LoopSettings, Phase, Trainer
 from pipelines import config as schema
 from pipelines.stage import Stage
+
+
+class Watch(Protocol):
+    """Something that wants to follow a generator's training without changing it; travels to the workers."""
+
+    def __call__(
+        self,
+        network: nn.Module,
+        averages: FollowAverages,
+        training: schema.Training,
+        job: Job,
+        context: TrainingContext,
+    ) -> Callback: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +44,7 @@ class Job:
     data: schema.Data
     latents: Path | None = None
     codec: Path | None = None
+    watch: Watch | None = None
 
     def dataset(self) -> DataSet:
         """The images or points themselves."""
@@ -51,7 +67,8 @@ def latent_job(config: schema.Config, stage: Stage) -> Job:
     for split in ("train", "test"):
         LatentDataset(latents / split).verify()
     stage.run.log_dataset_input("data/latents", stage.digest("data/latents"))
-    return dataclasses.replace(data_job(config, stage), latents=latents, codec=stage.input("models/codec"))
+    codec = stage.input("models/codec")
+    return dataclasses.replace(data_job(config, stage), latents=latents, codec=codec, watch=stage.watch)
 
 
 def keep_model(config: schema.Config, stage: Stage, output: str) -> None:
@@ -90,7 +107,11 @@ def fit(
     phases: list[Phase], data: TrainingData, training: schema.Training, job: Job, context: TrainingContext
 ) -> FollowAverages:
     """Train, and return the averages of the first phase's network."""
-    averages = FollowAverages(phases[0].network, training.ema_stds, context, training.steps)
+    network = phases[0].network
+    averages = FollowAverages(network, training.ema_stds, context, training.steps)
+    followers: list[Callback] = [averages]
+    if job.watch is not None:
+        followers.append(job.watch(network, averages, training, job, context))
     loop = LoopSettings(
         steps=training.steps,
         batch_size=training.batch_size,
@@ -99,7 +120,7 @@ def fit(
         log_every=job.runtime.log_every,
         checkpoint_every=job.runtime.checkpoint_every,
     )
-    Trainer(phases, data, loop, context, [averages]).fit()
+    Trainer(phases, data, loop, context, followers).fit()
     return averages
 
 

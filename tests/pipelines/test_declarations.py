@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.stage import Declaration, read_declarations
+from pipelines.declarations import Declaration, read_declarations
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DECLARED = read_declarations(REPOSITORY)
 # Carries a training function to where it runs, checks settings, writes the story: it decides no result.
-ORCHESTRATION = {"config", "execution", "stage", "stages", "tracking"}
+ORCHESTRATION = {"config", "declarations", "execution", "stage", "stages", "tracking"}
 # A job's settings come from here; what it does with a trained model concerns training stages alone.
 NO_TRAINING = {"encode_latents", "evaluate"}
 

@@ -14,7 +14,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ayf_core.errors import AyfError
-from pipelines.stage import Stage, fingerprint, main, read_declarations, run_stage
+from pipelines.declarations import fingerprint, read_declarations
+from pipelines.stage import Stage, main, run_stage
 from pipelines.tracking import ensure_store
 
 HERE = Path(__file__).parent
