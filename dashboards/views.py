@@ -1,0 +1,131 @@
+"""The parts of a page, each made of frames: what the static page and the served one both show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from dashboards import figures, names
+from dashboards.figures.quality import distance_of
+from dashboards.figures.style import day
+from dashboards.importance import importance
+
+_MEASURES = ("fd_test", "sliced_wasserstein", "precision", "recall", "coverage", "copy_ratio")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Figures, and a table under them, that are shown together under one choice."""
+
+    label: str
+    figures: Sequence[go.Figure]
+    table: pd.DataFrame | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A titled part of a page. Of several panels a person chooses one by its label."""
+
+    title: str
+    text: str
+    panels: Sequence[Panel] = field(default_factory=list)
+    choice: str = "Show"
+
+
+def quality(metrics: pd.DataFrame) -> View:
+    """A panel a measure: against network calls, and against time."""
+    measures = dict.fromkeys([distance_of(metrics), *_MEASURES])
+    measured = [name for name in measures if name in metrics and metrics[name].notna().any()] or [*measures][:1]
+    table = figures.quality_table(metrics)
+    panels = [
+        Panel(names.measure(name), [figures.quality_figure(metrics, name), figures.cost_figure(metrics, name)], table)
+        for name in measured
+    ]
+    text = "Each point is a mean over sampling seeds; the band is its 95 % interval."
+    return View("Quality and cost", text, panels, "Measure")
+
+
+def sampling(metrics: pd.DataFrame) -> View:
+    """The distance, precision and recall against λ and against γ."""
+    drawn = [figures.sweep_of_sampling_figure(metrics, sweep) for sweep in ("guidance", "gamma")]
+    return View("Guidance and γ", "How the choices left at sampling time change quality.", [Panel("", drawn)])
+
+
+def samples(pictures: pd.DataFrame) -> View:
+    """A figure a model, with its sliders."""
+    parts = [part for _, part in pictures.groupby("run_id", sort=False)]
+    drawn = [figures.samples_figure(part) for part in parts] or [figures.samples_figure(pictures)]
+    return View("Samples", "The same noise in the same place everywhere. Move the sliders.", [Panel("", drawn)])
+
+
+def training(curves: Mapping[str, pd.DataFrame]) -> View:
+    """A panel a training: its quantities in bins of t − s and of t."""
+    panels = []
+    for label, table in curves.items():
+        variables = [names.VARIABLES.get(name, name) for name in table["variable"].dropna().unique()]
+        ordered = sorted(set(variables), key=lambda name: (name != "t − s", name)) or ["t − s"]
+        panels.append(Panel(label, [figures.training_figure(table, variable) for variable in ordered]))
+    text = "A normalised loss is constant by construction: what is measured in bins of time tells how training goes."
+    return View("Training", text, panels or [Panel("", [figures.training_figure(_NO_CURVES)])], "Training")
+
+
+def lineage(traces: Mapping[str, pd.DataFrame]) -> View:
+    """A panel a model: what it came from."""
+    panels = [Panel(label, [figures.lineage_figure(table)]) for label, table in traces.items()]
+    text = "Data on top, the result at the bottom; touch a box for its settings, commit and inputs."
+    return View("Lineage", text, panels or [Panel("", [figures.lineage_figure(pd.DataFrame())])], "Result")
+
+
+def sweep(trials: pd.DataFrame, curves: pd.DataFrame | None = None) -> View:
+    """A panel a metric of the sweep. Learning curves are drawn where their histories are given."""
+    metrics = trials.attrs["metrics"]
+    name = trials["sweep"].iloc[0] if len(trials) else "without trials"
+    panels = [Panel(names.measure(metric), _sweep_figures(trials, curves, metric), figures.trials_table(trials))
+              for metric in metrics]  # fmt: skip
+    return View(f"Sweep {name}", _sweep_words(trials), panels, "Metric")
+
+
+def _sweep_figures(trials: pd.DataFrame, curves: pd.DataFrame | None, metric: str) -> list[go.Figure]:
+    drawn = [figures.parallel_figure(trials, metric), figures.importance_figure(importance(trials, metric), metric)]
+    if len(trials.attrs["metrics"]) > 1:
+        drawn.append(figures.pareto_figure(trials))
+    if curves is not None:
+        drawn.append(figures.learning_curves_figure(curves, trials, metric))
+    drawn.append(figures.timeline_figure(trials))
+    if (trials["kind"] == "confirmation").any():
+        drawn.append(figures.confirmation_figure(trials, metric))
+    return drawn
+
+
+def _sweep_words(trials: pd.DataFrame) -> str:
+    """How many trials, how they ended, and the best of them."""
+    rows = trials[trials["kind"] == "trial"]
+    counts = rows["status"].value_counts()
+    ends = ", ".join(f"{count} {names.STATUS_WORDS.get(status, status)}" for status, count in counts.items())
+    words = [f"{len(rows)} trials" + (f": {ends}." if ends else ".")]
+    for metric in trials.attrs["metrics"]:
+        best = figures.best_trial(trials, metric)
+        if best is not None:
+            row = trials.loc[best]
+            chosen = ", ".join(f"{key} = {figures.short(row[key])}" for key in trials.attrs["settings"])
+            words.append(f"Best {names.measure(metric)}: {row[metric]:.4g}, trial {row['trial']:g} ({chosen}).")
+    return " ".join(words)
+
+
+def runs_shown(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Which evaluations the figures are of: a page may be older than the store."""
+    rows = metrics.drop_duplicates("run_id")
+    return pd.DataFrame(
+        {
+            "Model": [names.title(model) for model in rows["model"]],
+            "Evaluated (UTC)": [day(at) for at in rows["start"]],
+            "Commit": [str(commit)[:7] if isinstance(commit, str) else "unknown" for commit in rows["commit"]],
+            "Run": rows["run_id"].tolist(),
+        }
+    )
+
+
+_NO_CURVES = pd.DataFrame(columns=["metric", "quantity", "variable", "low", "high", "step", "value"])
