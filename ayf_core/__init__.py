@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ayf_core.generator import Generator as Generator
     from ayf_core.networks import NetworkSpec as NetworkSpec
     from ayf_core.networks import build_network as build_network
+    from ayf_core.samplers import SamplingSettings as SamplingSettings
     from ayf_core.samplers import sample_flow_map as sample_flow_map
     from ayf_core.samplers import solve_ode as solve_ode
     from ayf_core.samplers import uniform_grid as uniform_grid
@@ -27,6 +28,7 @@ _HOME = {
     "Generator": "generator",
     "NetworkSpec": "networks",
     "build_network": "networks",
+    "SamplingSettings": "samplers",
     "sample_flow_map": "samplers",
     "solve_ode": "samplers",
     "uniform_grid": "samplers",

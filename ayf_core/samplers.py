@@ -4,7 +4,9 @@ Every sampler reports honest costs: `Samples.nfe` counts network evaluations per
 velocity (two networks a call) costs two where a flow map costs one.
 """
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -52,6 +54,91 @@ def polynomial_grid(steps: int, rho: float) -> Grid:
     if not rho > 0:
         raise AyfError(f"rho must be above 0, got {rho}; 1 is the uniform grid, above 1 leans to data")
     return _fractions(steps) ** rho
+
+
+GRIDS: Mapping[str, Callable[[int, float], Grid]] = {
+    "uniform": lambda steps, _: uniform_grid(steps),
+    "shifted": shifted_grid,
+    "polynomial": polynomial_grid,
+}
+"""The time grids by name, called with the number of steps and the grid's parameter."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a flow map is sampled, apart from the number of steps; as it stands, the uniform deterministic chain.
+
+    Attributes:
+        grid: where the steps lie: `uniform`, `shifted` or `polynomial`.
+        grid_parameter: the shift or rho of that grid, above 0; 1 is uniform in either.
+        gamma: of γ-sampling, in [0, 1]; 0 is deterministic.
+        guidance_scale: λ; None where the model takes none, or for the least it learnt.
+
+    Raises:
+        AyfError: an unknown grid or a value out of range.
+    """
+
+    grid: str = "uniform"
+    grid_parameter: float = 1.0
+    gamma: float = 0.0
+    guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.grid not in GRIDS:
+            raise AyfError(f"unknown time grid {self.grid!r}: choose {', '.join(GRIDS)}")
+        if not (_is_number(self.grid_parameter) and self.grid_parameter > 0):
+            raise AyfError(f"the {self.grid} grid's parameter must be above 0, got {self.grid_parameter}")
+        if self.grid == "uniform" and self.grid_parameter != 1:
+            raise AyfError(f"the uniform grid takes no parameter, got {self.grid_parameter}: choose another grid")
+        if not (_is_number(self.gamma) and 0 <= self.gamma <= 1):
+            raise AyfError(f"gamma must lie in [0, 1], got {self.gamma}; 0 is the deterministic chain")
+        if self.guidance_scale is not None and not (_is_number(self.guidance_scale) and self.guidance_scale >= 0):
+            raise AyfError(f"the guidance scale must be 0 or more, got {self.guidance_scale}")
+
+    def times(self, steps: int) -> Grid:
+        """The falling times of so many steps, from 1 to 0: float64 [steps + 1]."""
+        return GRIDS[self.grid](steps, self.grid_parameter)
+
+    def arguments(self, steps: int) -> dict[str, Any]:
+        """What `Generator.sample` is to be called with, besides noise, steps and labels."""
+        return {"times": self.times(steps), "gamma": self.gamma, "guidance_scale": self.guidance_scale}
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "SamplingSettings":
+        """Settings from their names and values; other names are passed over.
+
+        Raises:
+            AyfError: a name is missing, or a value is not allowed.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise AyfError(f"sampling settings lack {', '.join(missing)}")
+        return cls(**{name: values[name] for name in names})
+
+    def __str__(self) -> str:
+        grid = self.grid if self.grid == "uniform" else f"{self.grid}:{self.grid_parameter:.3g}"
+        scale = "" if self.guidance_scale is None else f", λ {self.guidance_scale:.4g}"
+        return f"{grid} grid, γ {self.gamma:.3g}{scale}"
+
+
+def read_grid(text: str) -> tuple[str, float]:
+    """Name and parameter of a grid written as `uniform`, `shifted:2.0` or `polynomial:0.7`.
+
+    Raises:
+        AyfError: it is none of these.
+    """
+    name, colon, parameter = text.partition(":")
+    try:
+        number = float(parameter) if colon else 1.0
+    except ValueError:
+        number = math.nan
+    if name not in GRIDS or math.isnan(number) or bool(colon) == (name == "uniform"):
+        raise AyfError(f"{text!r} is no time grid: write uniform, shifted:2.0 or polynomial:0.7")
+    return name, SamplingSettings(name, number).grid_parameter
 
 
 @torch.no_grad()
@@ -177,6 +264,10 @@ def _checked_times(grid: Grid) -> list[float]:
     if not (times[0] <= 1 and times[-1] >= 0 and all(t > u for t, u in pairwise(times))):
         raise AyfError(f"a time grid falls strictly within [0, 1], from noise (1) to data (0); got {times}")
     return times
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _batch_time(t: float | Tensor, x: Tensor) -> Float[Tensor, " batch"]:

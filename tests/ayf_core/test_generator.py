@@ -10,9 +10,9 @@ from ayf_core.data.codecs import IdentityCodec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.errors import AyfError
 from ayf_core.flow_map import FlowMap
-from ayf_core.generator import Generator
+from ayf_core.generator import Generator, read_sampling, write_sampling
 from ayf_core.networks import NetworkSpec, build_network
-from ayf_core.samplers import sample_flow_map, uniform_grid
+from ayf_core.samplers import SamplingSettings, sample_flow_map, uniform_grid
 from ayf_core.training.artefact import save_model
 from ayf_core.training.ema import PowerFunctionEMA, load_snapshots, reconstruct
 from ayf_core.velocity import Autoguidance, NetworkVelocity
@@ -234,6 +234,91 @@ def test_gamma_sampling_draws_from_the_given_generator(tmp_path):
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
+
+
+TUNED = SamplingSettings("shifted", 1.7, 0.3, 2.5)
+
+
+def test_stored_sampling_settings_are_those_of_their_number_of_steps(tmp_path):
+    save(tmp_path, guidance_range=[1.5, 3.0])
+    folder = tmp_path / "model"
+    untuned = SamplingSettings(guidance_scale=1.5)
+    assert Generator.load(folder).sampling(2) == untuned
+    file = write_sampling(folder, {2: TUNED.to_dict() | {"metric": "fd", "gain": 0.1}})
+    model = Generator.load(folder)
+    assert (model.sampling(2), model.sampling(4), model.untuned) == (TUNED, untuned, untuned)
+    assert read_sampling(folder)[2]["gain"] == 0.1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codec-source", "model", "snapshots"]
+    assert json.loads(file.read_text())["model_sha256"] == model.card["sha256"]
+
+
+def test_stored_sampling_settings_make_the_samples_of_the_same_explicit_arguments(tmp_path):
+    save(tmp_path, guidance_range=[1.0, 3.0])
+    write_sampling(tmp_path / "model", {2: TUNED.to_dict()})
+    model = Generator.load(tmp_path / "model")
+    noise = model.draw_noise(4, seed=0)
+    times = torch.tensor([1.0, 1.7 * 0.5 / (1 + 0.7 * 0.5), 0.0], dtype=torch.float64)
+
+    def draw(**how):
+        return model.sample(noise, 2, LABELS, generator=torch.Generator().manual_seed(1), **how).x
+
+    stored = draw(**model.sampling(2).arguments(2))
+    torch.testing.assert_close(stored, draw(times=times, gamma=0.3, guidance_scale=2.5), rtol=0, atol=1e-6)
+    assert not torch.allclose(stored, draw(gamma=0.3, guidance_scale=2.5), atol=1e-3)
+
+
+def test_other_weights_than_the_published_ones_are_sampled_untuned(tmp_path):
+    save(tmp_path, guidance_range=[1.0, 3.0])
+    write_sampling(tmp_path / "model", {2: TUNED.to_dict()})
+    assert Generator.load(tmp_path / "model", ema_std=0.1).sampling(2) == SamplingSettings(guidance_scale=1.0)
+
+
+def test_times_that_do_not_fit_are_refused(tmp_path):
+    save(tmp_path / "student")
+    save(tmp_path / "teacher", network_of(guidance=False, interval=False), role="velocity")
+    student, teacher = (Generator.load(tmp_path / name / "model") for name in ("student", "teacher"))
+    with pytest.raises(AyfError, match="2 steps need 3 times, got 5"):
+        student.sample(torch.randn(4, *SHAPE), 2, LABELS, times=uniform_grid(4))
+    with pytest.raises(AyfError, match="leave the times out"):
+        teacher.sample(torch.randn(4, *SHAPE), 2, LABELS, times=uniform_grid(2))
+
+
+def change_sampling(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+SPOILT_SAMPLING = {
+    "truncated": (truncate, "damaged"),
+    "foreign": (lambda f: f.write_text('{"steps": {}}'), "no sampling settings of this library"),
+    "newer": (lambda f: change_sampling(f, version=2), "version 2, this library reads 1"),
+    "of other weights": (lambda f: change_sampling(f, model_sha256="0" * 64), "for other weights"),
+    "without version": (lambda f: f.write_text('{"format": "ayf-sampling"}'), "damaged"),
+    "out of range": (lambda f: change_sampling(f, steps={"2": TUNED.to_dict() | {"gamma": 2}}), "gamma must lie"),
+    "incomplete": (lambda f: change_sampling(f, steps={"2": {"gamma": 0.5}}), "lack grid, grid_parameter"),
+    "not steps": (lambda f: change_sampling(f, steps={"two": TUNED.to_dict()}), "damaged"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT_SAMPLING)
+def test_spoilt_sampling_settings_are_refused_in_one_line_when_they_are_asked_for(tmp_path, spoil):
+    save(tmp_path)
+    file = write_sampling(tmp_path / "model", {2: TUNED.to_dict()})
+    change, message = SPOILT_SAMPLING[spoil]
+    change(file)
+    model = Generator.load(tmp_path / "model")
+    model.sample(torch.randn(4, *SHAPE), 2, LABELS)
+    with pytest.raises(AyfError, match=message) as caught:
+        model.sampling(2)
+    assert str(file) in str(caught.value)
+    assert "tune-sampling" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_retrained_model_has_lost_the_settings_of_the_one_before(tmp_path):
+    save(tmp_path)
+    write_sampling(tmp_path / "model", {2: TUNED.to_dict()})
+    save(tmp_path)
+    assert read_sampling(tmp_path / "model") == {}
 
 
 def rewrite(folder, **changes):

@@ -8,7 +8,15 @@ import torch
 
 from ayf_core.analytic import Gaussian
 from ayf_core.errors import AyfError
-from ayf_core.samplers import polynomial_grid, sample_flow_map, shifted_grid, solve_ode, uniform_grid
+from ayf_core.samplers import (
+    SamplingSettings,
+    polynomial_grid,
+    read_grid,
+    sample_flow_map,
+    shifted_grid,
+    solve_ode,
+    uniform_grid,
+)
 
 FIELD = Gaussian(torch.tensor([0.5, -1.0]), torch.tensor([[1.5, 0.4], [0.4, 0.3]]))
 
@@ -215,3 +223,67 @@ def test_unknown_method_and_gamma_out_of_range_are_refused():
         solve_ode(FIELD, noise(2), uniform_grid(1), "rk4")
     with pytest.raises(AyfError, match="gamma"):
         sample_flow_map(FIELD.flow_map, noise(2), uniform_grid(1), gamma=1.5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("grid", ["uniform", "shifted:3.0", "shifted:0.4", "polynomial:2.0", "polynomial:0.6"])
+def test_an_exact_map_keeps_the_marginals_on_every_grid(grid, gamma):
+    n = 100_000
+    settings = SamplingSettings(*read_grid(grid), gamma=gamma)
+    x = sample_flow_map(
+        FIELD.flow_map, noise(n), settings.times(4), gamma=settings.gamma, generator=torch.Generator().manual_seed(1)
+    ).x
+    # About four standard errors of a mean and of a variance for n draws.
+    torch.testing.assert_close(x.mean(0), FIELD.mean, rtol=0, atol=1.6e-2)
+    torch.testing.assert_close(x.T.cov(), FIELD.cov, rtol=0, atol=2.8e-2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [
+        (SamplingSettings(), [1, 0.75, 0.5, 0.25, 0]),
+        (SamplingSettings("shifted", 3.0), [1, 0.9, 0.75, 0.5, 0]),
+        (SamplingSettings("polynomial", 2.0), [1, 0.5625, 0.25, 0.0625, 0]),
+    ],
+)
+def test_settings_say_the_times_of_their_grid(settings, times):
+    assert settings.times(4).tolist() == pytest.approx(times)
+    assert settings.times(1).tolist() == [1, 0]
+
+
+def test_settings_come_back_from_their_dictionary_whatever_else_stands_there():
+    settings = SamplingSettings("polynomial", 0.7, 0.25, 1.5)
+    assert SamplingSettings.from_dict(settings.to_dict() | {"gain": 0.1}) == settings
+    with pytest.raises(AyfError, match="lack gamma"):
+        SamplingSettings.from_dict({"grid": "uniform", "grid_parameter": 1.0, "guidance_scale": None})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"grid": "cosine"}, "choose uniform, shifted, polynomial"),
+        ({"grid": "shifted", "grid_parameter": 0.0}, "above 0"),
+        ({"grid": "polynomial", "grid_parameter": float("inf")}, "above 0"),
+        ({"grid_parameter": 2.0}, "takes no parameter"),
+        ({"gamma": 1.01}, "gamma must lie in"),
+        ({"gamma": "half"}, "gamma must lie in"),
+        ({"guidance_scale": -1.0}, "guidance scale must be"),
+        ({"guidance_scale": True}, "guidance scale must be"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_in_one_line(values, message):
+    with pytest.raises(AyfError, match=message) as caught:
+        SamplingSettings(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_grid_is_written_as_its_name_and_parameter():
+    assert read_grid("uniform") == ("uniform", 1.0)
+    assert read_grid("shifted:2.0") == ("shifted", 2.0)
+    assert read_grid("polynomial:0.7") == ("polynomial", 0.7)
+
+
+@pytest.mark.parametrize("text", ["", "shifted", "shifted:", "shifted:two", "uniform:1", "cosine:1", "shifted:nan"])
+def test_what_is_no_grid_is_refused_with_an_example(text):
+    with pytest.raises(AyfError, match=r"write uniform, shifted:2.0 or polynomial:0.7"):
+        read_grid(text)
