@@ -115,7 +115,7 @@ def _view(view: View, anchor: str, ids: Iterable[str]) -> str:
 
 
 def _panel(panel: Panel, hidden: bool, ids: Iterable[str]) -> str:
-    drawn = "\n".join(_figure(figure, next(iter(ids))) for figure in panel.figures)
+    drawn = "\n".join(_figure(figure, next(iter(ids))) for figure in panel.draw())
     table = "" if panel.table is None or panel.table.empty else _table(panel.table)
     return f'<div class="panel"{" hidden" if hidden else ""}><div class="figures">{drawn}</div>{table}</div>'
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from dashboards import figures, names
 from dashboards.figures.quality import distance_of
-from dashboards.figures.style import day
+from dashboards.figures.style import day, duration
 from dashboards.importance import importance
 
 _MEASURES = ("fd_test", "sliced_wasserstein", "precision", "recall", "coverage", "copy_ratio")
@@ -18,10 +19,10 @@ _MEASURES = ("fd_test", "sliced_wasserstein", "precision", "recall", "coverage",
 
 @dataclass(frozen=True)
 class Panel:
-    """Figures, and a table under them, that are shown together under one choice."""
+    """Figures, and a table under them, that are shown together under one choice; drawn when they are shown."""
 
     label: str
-    figures: Sequence[go.Figure]
+    draw: Callable[[], Sequence[go.Figure]]
     table: pd.DataFrame | None = None
 
 
@@ -40,51 +41,66 @@ def quality(metrics: pd.DataFrame) -> View:
     measures = dict.fromkeys([distance_of(metrics), *_MEASURES])
     measured = [name for name in measures if name in metrics and metrics[name].notna().any()] or [*measures][:1]
     table = figures.quality_table(metrics)
-    panels = [
-        Panel(names.measure(name), [figures.quality_figure(metrics, name), figures.cost_figure(metrics, name)], table)
-        for name in measured
-    ]
+    panels = [Panel(names.measure(name), partial(_quality_figures, metrics, name), table) for name in measured]
     text = "Each point is a mean over sampling seeds; the band is its 95 % interval."
     return View("Quality and cost", text, panels, "Measure")
 
 
+def _quality_figures(metrics: pd.DataFrame, measure: str) -> list[go.Figure]:
+    return [figures.quality_figure(metrics, measure), figures.cost_figure(metrics, measure)]
+
+
 def sampling(metrics: pd.DataFrame) -> View:
     """The distance, precision and recall against λ and against γ."""
-    drawn = [figures.sweep_of_sampling_figure(metrics, sweep) for sweep in ("guidance", "gamma")]
-    return View("Guidance and γ", "How the choices left at sampling time change quality.", [Panel("", drawn)])
+
+    def draw() -> list[go.Figure]:
+        return [figures.sweep_of_sampling_figure(metrics, sweep) for sweep in ("guidance", "gamma")]
+
+    return View("Guidance and γ", "How the choices left at sampling time change quality.", [Panel("", draw)])
 
 
 def samples(pictures: pd.DataFrame) -> View:
     """A figure a model, with its sliders."""
-    parts = [part for _, part in pictures.groupby("run_id", sort=False)]
-    drawn = [figures.samples_figure(part) for part in parts] or [figures.samples_figure(pictures)]
-    return View("Samples", "The same noise in the same place everywhere. Move the sliders.", [Panel("", drawn)])
+    parts = [part for _, part in pictures.groupby("run_id", sort=False)] or [pictures]
+
+    def draw() -> list[go.Figure]:
+        return [figures.samples_figure(part) for part in parts]
+
+    return View("Samples", "The same noise in the same place everywhere. Move the sliders.", [Panel("", draw)])
 
 
 def training(curves: Mapping[str, pd.DataFrame]) -> View:
     """A panel a training: its quantities in bins of t − s and of t."""
-    panels = []
-    for label, table in curves.items():
-        variables = [names.VARIABLES.get(name, name) for name in table["variable"].dropna().unique()]
-        ordered = sorted(set(variables), key=lambda name: (name != "t − s", name)) or ["t − s"]
-        panels.append(Panel(label, [figures.training_figure(table, variable) for variable in ordered]))
+    panels = [Panel(label, partial(_training_figures, table)) for label, table in (curves or {"": _NO_CURVES}).items()]
     text = "A normalised loss is constant by construction: what is measured in bins of time tells how training goes."
-    return View("Training", text, panels or [Panel("", [figures.training_figure(_NO_CURVES)])], "Training")
+    return View("Training", text, panels, "Training")
+
+
+def _training_figures(curves: pd.DataFrame) -> list[go.Figure]:
+    variables = {names.VARIABLES.get(name, name) for name in curves["variable"].dropna()}
+    ordered = sorted(variables, key=lambda name: (name != "t − s", name)) or ["t − s"]
+    return [figures.training_figure(curves, variable) for variable in ordered]
 
 
 def lineage(traces: Mapping[str, pd.DataFrame]) -> View:
     """A panel a model: what it came from."""
-    panels = [Panel(label, [figures.lineage_figure(table)]) for label, table in traces.items()]
+    panels = [Panel(label, partial(_lineage_figures, table)) for label, table in (traces or {"": _NOTHING}).items()]
     text = "Data on top, the result at the bottom; touch a box for its settings, commit and inputs."
-    return View("Lineage", text, panels or [Panel("", [figures.lineage_figure(pd.DataFrame())])], "Result")
+    return View("Lineage", text, panels, "Result")
+
+
+def _lineage_figures(lineage: pd.DataFrame) -> list[go.Figure]:
+    return [figures.lineage_figure(lineage)]
 
 
 def sweep(trials: pd.DataFrame, curves: pd.DataFrame | None = None) -> View:
     """A panel a metric of the sweep. Learning curves are drawn where their histories are given."""
-    metrics = trials.attrs["metrics"]
     name = trials["sweep"].iloc[0] if len(trials) else "without trials"
-    panels = [Panel(names.measure(metric), _sweep_figures(trials, curves, metric), figures.trials_table(trials))
-              for metric in metrics]  # fmt: skip
+    table = figures.trials_table(trials)
+    panels = [
+        Panel(names.measure(metric), partial(_sweep_figures, trials, curves, metric), table)
+        for metric in trials.attrs["metrics"]
+    ]
     return View(f"Sweep {name}", _sweep_words(trials), panels, "Metric")
 
 
@@ -115,6 +131,26 @@ def _sweep_words(trials: pd.DataFrame) -> str:
     return " ".join(words)
 
 
+def runs_table(table: pd.DataFrame, most: int = 200) -> pd.DataFrame:
+    """Of `frames.runs`: the newest as a person reads them."""
+    rows = table.head(most)
+    commits = [str(commit)[:7] if isinstance(commit, str) else "unknown" for commit in rows["commit"]]
+    changed = [", changed" if dirty else "" for dirty in rows["dirty"]]
+    return pd.DataFrame(
+        {
+            "Run": rows["name"].tolist(),
+            "Kind": rows["kind"].tolist(),
+            "Began (UTC)": [day(at) for at in rows["start"]],
+            "Took": [duration(seconds) for seconds in rows["seconds"]],
+            "Status": rows["status"].tolist(),
+            "Commit": [
+                commit + (", changed" if dirty else "") for commit, dirty in zip(commits, rows["dirty"], strict=True)
+            ],
+            "Id": rows["run_id"].tolist(),
+        }
+    )
+
+
 def runs_shown(metrics: pd.DataFrame) -> pd.DataFrame:
     """Which evaluations the figures are of: a page may be older than the store."""
     rows = metrics.drop_duplicates("run_id")
@@ -128,4 +164,5 @@ def runs_shown(metrics: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+_NOTHING = pd.DataFrame()
 _NO_CURVES = pd.DataFrame(columns=["metric", "quantity", "variable", "low", "high", "step", "value"])

@@ -36,6 +36,7 @@ def styled(figure: go.Figure, title: str, *, x: str = "", height: int = HEIGHT) 
     figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True)
     if x:
         figure.update_xaxes(title_text=broken(x), title_standoff=6)
+        figure.update_layout(legend_y=-0.16 - 0.05 * broken(x).count("<br>"))
     return figure
 
 

@@ -101,9 +101,7 @@ def _positions(values: pd.Series) -> tuple[pd.Series, list[tuple[float, str]]]:
 def _add_row(figure: go.Figure, height: float, title: str, ticks: list[tuple[float, str]]) -> None:
     figure.add_shape(type="line", x0=0, x1=1, y0=height, y1=height, line={"color": "#bbbbbb"}, layer="below")
     text = {"showarrow": False, "y": height}
-    figure.add_annotation(
-        text=f"<b>{title}</b>", x=0, xanchor="left", yshift=17, bgcolor="rgba(255,255,255,0.8)", **text
-    )
+    figure.add_annotation(text=f"<b>{title}</b>", x=0, xanchor="left", yshift=17, bgcolor=_VEIL, font_size=11, **text)
     for place, words in ticks:
         side = "left" if place == 0 else "right" if place == 1 else "center"
         figure.add_annotation(text=words, x=place, xanchor=side, yshift=-14, font={"color": FAINT, "size": 11}, **text)
@@ -140,8 +138,8 @@ def _trust(about: dict) -> str:
     explained, count = about["explained"], about["trials"]
     first = "share of the variance, ± over 20 random forests"
     if explained <= 0:
-        return f"{first}<br>{count} trials: too few to tell, the settings<br>do not predict trials not seen"
-    return f"{first}<br>{count} trials; {explained:.0%} of unseen ones explained:<br>a hint where to look, no proof"
+        return f"{first}; {count} trials: too few to tell, the settings do not predict trials not seen"
+    return f"{first}; {count} trials; {explained:.0%} of unseen ones explained: a hint where to look, no proof"
 
 
 def timeline_figure(trials: pd.DataFrame) -> go.Figure:
