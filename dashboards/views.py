@@ -143,9 +143,7 @@ def runs_table(table: pd.DataFrame, most: int = 200) -> pd.DataFrame:
             "Began (UTC)": [day(at) for at in rows["start"]],
             "Took": [duration(seconds) for seconds in rows["seconds"]],
             "Status": rows["status"].tolist(),
-            "Commit": [
-                commit + (", changed" if dirty else "") for commit, dirty in zip(commits, rows["dirty"], strict=True)
-            ],
+            "Commit": [commit + word for commit, word in zip(commits, changed, strict=True)],
             "Id": rows["run_id"].tolist(),
         }
     )

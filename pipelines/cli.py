@@ -43,6 +43,7 @@ def main() -> None:
       ayf params set distill.emd.training.steps=500  change a setting
       dvc repro                                      build what changed
       ayf ui                                         look at the runs
+      ayf dashboard                                  look at figures over them
       ayf sample MODEL --steps 4 --labels 3,7        look at pictures
 
     Settings that decide results live in params.yaml alone. Where things run (Ray or inline, workers, device)
@@ -198,6 +199,44 @@ def ui(port: int, host: str) -> None:
     store = store_to_serve(root, load_runtime(root), host, port)
     click.echo(f"MLflow on http://{host}:{port} in a few seconds; Ctrl-C stops it")
     become(*server_command(store, host, port))
+
+
+@main.command(short_help="Figures over the project's runs, served or as one file.")
+@click.option("--port", default=8050, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--export", type=click.Path(dir_okay=False, path_type=Path), help="Write one HTML file instead.")
+def dashboard(port: int, host: str, export: Path | None) -> None:
+    """Serve the dashboard over the project's runs until Ctrl-C, or write it as one file that opens offline.
+
+    Quality, guidance, samples, training, sweeps and lineage. Only this machine can open it unless --host says
+    otherwise.
+    """
+    from ayf_core.errors import AyfError
+    from dashboards.store import StoreError
+    from pipelines.config import load_runtime, project_root
+    from pipelines.tracking import tracking_uri
+    from pipelines.ui import is_this_machine_only, require_free_port
+
+    root = project_root()
+    if export is None:
+        require_free_port(host, port, "ayf dashboard")
+    store = tracking_uri(root, load_runtime(root))
+    try:
+        if export is not None:
+            from dashboards.page import store_page, write
+
+            write(export, store_page(store))
+            click.echo(f"wrote {export}")
+            return
+        if not is_this_machine_only(host):
+            click.echo(f"warning: whoever can reach {host}:{port} can read every run; there is no password", err=True)
+        from dashboards.app import build, serve
+
+        app = build(store)
+    except StoreError as error:
+        raise AyfError(str(error)) from error
+    click.echo(f"dashboard on http://{host}:{port}; Ctrl-C stops it")
+    serve(app, host, port)
 
 
 # --- pictures -----------------------------------------------------------------------------------------

@@ -49,10 +49,15 @@ def next_free_port(host: str, port: int) -> int:
     raise AyfError(f"no free port from {port} to {port + 199} on {host}: choose another with --port")
 
 
-def require_free_port(host: str, port: int) -> None:
-    """Raises AyfError, naming the next free port, where the wanted one is taken."""
+def require_free_port(host: str, port: int, command: str = "ayf ui") -> None:
+    """Raises AyfError, naming the command with the next free port, where the wanted one is taken."""
     if not port_is_free(host, port):
-        raise AyfError(f"port {port} on {host} is in use: try `ayf ui --port {next_free_port(host, port)}`")
+        raise AyfError(f"port {port} on {host} is in use: try `{command} --port {next_free_port(host, port)}`")
+
+
+def is_this_machine_only(host: str) -> bool:
+    """Whether a server on this address can be reached from this machine alone."""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def store_to_serve(root: Path, runtime: RuntimeConfig, host: str, port: int) -> str:

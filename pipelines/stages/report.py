@@ -1,4 +1,8 @@
-"""Gather what the evaluations measured into tables, one picture of samples and one page that opens offline."""
+"""Gather what the evaluations measured into tables and one picture of samples; export the dashboard beside them.
+
+The dashboard shows measured seconds and run ids, so it is no output that DVC tracks: it is written to the
+project's reports and kept with the run.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import plotly.graph_objects as go
 from PIL import Image
 
 from ayf_core.generator import Generator
+from dashboards.names import TITLES
+from dashboards.page import store_page, write
 from pipelines.config import Config
 from pipelines.pictures import POINTS_SHOWN, class_rows, grid, labelled_columns
 from pipelines.stage import Stage
 
-TITLES = {
-    "teacher": "Teacher",
-    "weak_teacher": "Weak teacher",
-    "emd": "Student, AYF-EMD",
-    "lmd": "Student, AYF-LMD",
-    "adversarial": "Student, adversarial finish",
-}
-COLOURS = {  # Okabe and Ito's palette, told apart by colour-blind readers too
-    "teacher": "#000000",
-    "weak_teacher": "#999999",
-    "emd": "#0072B2",
-    "lmd": "#E69F00",
-    "adversarial": "#009E73",
-}
+DASHBOARD = "reports/dashboard.html"
 
 
 def run(config: Config, stage: Stage) -> None:
@@ -41,10 +33,11 @@ def run(config: Config, stage: Stage) -> None:
     stage.output("reports/results.md").write_text(markdown(results, table, summary))
     picture = samples_picture(stage, config)
     picture.save(stage.output("reports/samples.png"))
-    write_page(stage.output("reports/index.html"), results, table, summary)
     stage.run.log_values(flat(summary))
-    for path in ("reports/samples.png", "reports/index.html", "reports/quality.csv", "reports/guidance.csv"):
+    for path in ("reports/samples.png", "reports/quality.csv", "reports/guidance.csv"):
         stage.run.log_artifact(stage.output(path))
+    write(stage.root / DASHBOARD, store_page(stage.run.uri))
+    stage.run.log_artifact(stage.root / DASHBOARD)
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -99,65 +92,6 @@ def samples_picture(stage: Stage, config: Config) -> Image.Image:
     return labelled_columns(pictures)
 
 
-def write_page(path: Path, results: dict[str, dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]) -> None:
-    """One file with everything in it, Plotly too: it opens without a network."""
-    distance = results["teacher"]["distance"]
-    figures = [quality_figure(table, distance)]
-    if (table["sweep"] == "guidance").any():
-        measures = [distance] + [name for name in ("precision", "recall") if name in table]
-        figures += [guidance_figure(table, measure) for measure in measures]
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs="inline" if i == 0 else False, div_id=f"figure-{i}")
-        for i, figure in enumerate(figures)
-    ]
-    quality = cells(table[table["sweep"] == "quality"], summary["best_teacher"], distance)
-    path.write_text(PAGE.format(figures="\n".join(parts), table=quality.to_html(index=False, border=0)))
-
-
-def quality_figure(table: pd.DataFrame, distance: str) -> go.Figure:
-    """Distance against network evaluations, with the interval over sampling seeds."""
-    figure = go.Figure()
-    quality = table[table["sweep"] == "quality"]
-    for name, rows in quality.groupby("model", sort=False):
-        rows = rows.sort_values("nfe")
-        figure.add_scatter(
-            x=rows["nfe"],
-            y=rows["distance"],
-            error_y={"array": rows[f"{distance}_ci95"]},
-            name=TITLES[str(name)],
-            line={"color": COLOURS[str(name)]},
-            hovertemplate="%{x} network evaluations: distance %{y:.4g}",
-        )
-    figure.update_layout(
-        title="Quality against cost",
-        xaxis_title="network evaluations",
-        yaxis_title=f"{distance} (lower is better)",
-    )
-    figure.update_xaxes(type="log")
-    figure.update_yaxes(type="log")
-    return figure
-
-
-def guidance_figure(table: pd.DataFrame, measure: str) -> go.Figure:
-    """One measure against the guidance scale λ."""
-    figure = go.Figure()
-    guidance = table[(table["sweep"] == "guidance") & (table["model"] != "weak_teacher")]
-    for name, rows in guidance.groupby("model", sort=False):
-        rows = rows.sort_values("guidance_scale")
-        figure.add_scatter(
-            x=rows["guidance_scale"],
-            y=rows[measure],
-            error_y={"array": rows[f"{measure}_ci95"]},
-            name=f"{TITLES[str(name)]}, {int(rows['nfe'].iloc[0])} evaluations",
-            line={"color": COLOURS[str(name)]},
-            hovertemplate="guidance scale %{x}: %{y:.4g}",
-        )
-    figure.update_layout(
-        title=f"{measure} against the guidance scale", xaxis_title="guidance scale λ", yaxis_title=measure
-    )
-    return figure
-
-
 def cells(rows: pd.DataFrame, best: float, distance: str) -> pd.DataFrame:
     """The rows as a person reads them: figures with the half width of their 95 % interval."""
     measures = [distance, "fd_test", "sliced_wasserstein", "precision", "recall", "coverage", "copy_ratio"]
@@ -186,16 +120,3 @@ def markdown(results: dict[str, dict[str, Any]], table: pd.DataFrame, summary: d
 def markdown_table(table: pd.DataFrame) -> str:
     lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Align Your Flow: report</title>
-<style>body {{ font: 16px system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; white-space: nowrap }}
-tr:nth-child(even) {{ background: #f4f4f4 }} div.wide {{ overflow-x: auto }}</style></head>
-<body><h1>Quality of teacher and students</h1>
-<div class="wide">{table}</div>
-{figures}
-</body></html>
-"""

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.slow
 def make_project(root: Path, *overrides: str, preset: str = "smoke") -> Path:
     """A project folder with this repository's code and stages, and settings of its own."""
     root.mkdir(parents=True, exist_ok=True)
-    for name in ("ayf_core", "pipelines", "conf", "dvc.yaml"):
+    for name in ("ayf_core", "dashboards", "pipelines", "conf", "dvc.yaml"):
         (root / name).symlink_to(REPOSITORY / name)
     (root / "data/images").mkdir(parents=True)
     params.write(root, params.from_preset(root, preset, list(overrides)), preset)
