@@ -28,6 +28,7 @@ from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -310,6 +311,19 @@ def resolve_model(uri_or_path: str | Path, root: Path, runtime: RuntimeConfig | 
         names = [model.name for model in client.search_registered_models()]
         there = f"registered models: {', '.join(sorted(names))}" if names else "no model is registered yet"
         raise AyfError(f"{text} is not in the MLflow store {uri}; {there}") from error
+
+
+def keep_beside_model(uri_or_path: str | Path, file: Path, root: Path, runtime: RuntimeConfig | None = None) -> None:
+    """Add a file to the artefacts of a registered model, so that `resolve_model` brings it along.
+
+    A model that is a plain folder has its file already.
+    """
+    text = str(uri_or_path)
+    if not text.startswith(("models:/", "runs:/")):
+        return
+    uri = tracking_uri(root, runtime)
+    source = _model_source(MlflowClient(uri), text) if text.startswith("models:/") else text
+    get_artifact_repository(source, tracking_uri=uri).log_artifact(str(file))
 
 
 def _model_source(client: MlflowClient, uri: str) -> str:
