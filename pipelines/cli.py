@@ -45,6 +45,7 @@ def main() -> None:
       ayf ui                                         look at the runs
       ayf dashboard                                  look at figures over them
       ayf sample MODEL --steps 4 --labels 3,7        look at pictures
+      ayf tune-sampling MODEL                        find the best grid, γ and λ for a few steps
 
     Settings that decide results live in params.yaml alone. Where things run (Ray or inline, workers, device)
     is a file of conf/runtime, chosen by the environment variable AYF_RUNTIME (default: local).
@@ -258,17 +259,17 @@ def _read_labels(ctx: click.Context, option: click.Parameter, text: str | None) 
 @click.argument("model")
 @click.option("--steps", default=4, show_default=True, type=click.IntRange(min=1), help="Sampling steps.")
 @click.option("--labels", callback=_read_labels, help="Classes, one row each, e.g. 3,7.  [default: all]")
-@click.option("--guidance-scale", type=click.FloatRange(min=0.0), help="λ; 1 = unguided.  [default: least learnt]")
+@click.option("--guidance-scale", type=click.FloatRange(min=0.0), help="λ; 1 = unguided.  [default: tuned]")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the noise.")
 @click.option("--count", default=10, show_default=True, type=click.IntRange(min=1), help="Samples a class.")
 @click.option("--ema-std", type=click.FloatRange(min=0.0), help="Another EMA width, rebuilt from snapshots.")
 @click.option(
     "--gamma",
-    default=0.0,
-    show_default=True,
     type=click.FloatRange(0.0, 1.0),
-    help="γ-sampling: 0 = deterministic, 1 = fresh noise at every step.",
+    help="γ-sampling: 0 = deterministic, 1 = fresh noise at every step.  [default: tuned]",
 )
+@click.option("--grid", "time_grid", help="Of times: uniform, shifted:2.0 or polynomial:0.7.  [default: tuned]")
+@click.option("--untuned", is_flag=True, help="Pass over tuned settings: uniform, deterministic, least λ learnt.")
 @click.option(
     "--out",
     default="grid.png",
@@ -284,12 +285,16 @@ def sample(
     seed: int,
     count: int,
     ema_std: float | None,
-    gamma: float,
+    gamma: float | None,
+    time_grid: str | None,
+    untuned: bool,
     out: Path,
 ) -> None:
     """Draw samples from MODEL and write them as a PNG grid.
 
-    MODEL is a model folder, an output of the pipeline, or an MLflow model URI such as models:/NAME@ALIAS.
+    MODEL is a model folder, an output of the pipeline, or an MLflow model URI such as models:/NAME@ALIAS. Settings
+    that `ayf tune-sampling` stored with it for this number of steps are used; without, steps are uniform and
+    deterministic, with the least λ that the model learnt.
     """
     from ayf_core.errors import AyfError
     from pipelines.config import project_root
@@ -300,7 +305,7 @@ def sample(
     except AyfError:
         # A model folder needs no project around it.
         root = Path.cwd()
-    sample_grid(
+    how = sample_grid(
         model,
         root,
         steps=steps,
@@ -310,9 +315,48 @@ def sample(
         count=count,
         ema_std=ema_std,
         gamma=gamma,
+        time_grid=time_grid,
+        untuned=untuned,
         out=out,
     )
-    click.echo(f"wrote {out}")
+    click.echo(f"wrote {out}: {steps} step{'' if steps == 1 else 's'}, {how}")
+
+
+def _read_steps(ctx: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        steps = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: give whole numbers with commas between them, e.g. 2,4,8") from error
+    if min(steps) < 1 or len(set(steps)) < len(steps):
+        raise click.BadParameter(f"{text!r}: each number once, 1 or more")
+    return steps
+
+
+@main.command("tune-sampling", short_help="Find and store the best grid, γ and λ of a trained student.")
+@click.argument("model")
+@click.option("--steps", callback=_read_steps, help="Numbers of steps, e.g. 2,4,8.  [default: the file's]")
+@click.option("--candidates", type=click.IntRange(min=1), help="Settings tried for each.  [default: the file's]")
+@click.option("--metric", help="A measure of `evaluate`, e.g. fd.  [default: the file's]")
+def tune_sampling(model: str, steps: list[int] | None, candidates: int | None, metric: str | None) -> None:
+    """Search time grid, γ and λ for each number of steps of MODEL, a trained student; nothing is trained.
+
+    The space is in sweeps/sampling.yaml. The best settings are measured again on held-out seeds, beside uniform
+    deterministic steps, and stored with the model only where these confirm a gain; `ayf sample` then uses them.
+    Interrupted, it goes on where it was when the command is given again.
+    """
+    import dataclasses
+    from importlib import import_module
+
+    from pipelines.config import project_root
+
+    root = project_root()
+    # By name: `sweeps` builds on `pipelines`, not the other way round.
+    search = import_module("sweeps.sampling_search").read_search(root / "sweeps" / "sampling.yaml")
+    asked = {"steps": steps, "candidates": candidates, "metric": metric}
+    changed = dataclasses.replace(search, **{name: value for name, value in asked.items() if value is not None})
+    import_module("sweeps.tune_sampling").tune(root, model, changed)
 
 
 if __name__ == "__main__":

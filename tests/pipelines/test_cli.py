@@ -233,11 +233,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 def test_sample_passes_on_what_was_asked(asked: list[dict], project: Path) -> None:
     out = project / "grid.png"
     words = ["--steps", "2", "--labels", "3,7", "--guidance-scale", "1.5", "--seed", "4", "--gamma", "0.5"]
-    result = ayf("sample", "models/x", *words, "--count", "6", "--ema-std", "0.1", "--out", str(out))
+    result = ayf("sample", "models/x", *words, "--grid", "shifted:2", "--untuned", "--count", "6", "--ema-std", "0.1", "--out", str(out))
     assert result.exit_code == 0, result.output
     (passed,) = asked
     assert passed.pop("root") == project
     numbers = {"steps": 2, "guidance_scale": 1.5, "seed": 4, "gamma": 0.5, "count": 6, "ema_std": 0.1}
+    assert passed.pop("time_grid") == "shifted:2"
+    assert passed.pop("untuned") is True
     assert passed == {"model": "models/x", "labels": [3, 7], "out": out, **numbers}
     assert f"wrote {out}" in result.stdout
 

@@ -101,7 +101,8 @@ def test_every_stage_has_one_finished_run_that_names_its_upstream(project: Path)
 
 def test_students_are_registered_and_can_be_sampled_from_the_registry(project: Path) -> None:
     for model in ("models/emd", "models:/digits-emd@current"):
-        out = sample_grid(model, project, steps=2, labels=[3, 7], guidance_scale=1.5, out=project / "grid.png", count=4)
+        out = project / "grid.png"
+        sample_grid(model, project, steps=2, labels=[3, 7], guidance_scale=1.5, out=out, count=4)
         assert Image.open(out).size == (4 * 42 + 2, 2 * 42 + 2)
 
 

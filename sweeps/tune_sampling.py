@@ -1,0 +1,308 @@
+"""Finds the best sampling settings of a trained student and stores them with it: `ayf tune-sampling MODEL`.
+
+What was measured is remembered in `runs/tune_sampling/`: an interrupted search goes on, a wider one measures only what
+is new. The story is told to MLflow as a sweep, with a child run a number of steps.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+import ayf_core
+from ayf_core.errors import AyfError
+from ayf_core.evaluation.intervals import Interval
+from ayf_core.generator import Generator, read_sampling, write_sampling
+from ayf_core.samplers import SamplingSettings
+from pipelines import settings
+from pipelines.bench import BETTER, Bench
+from pipelines.config import PARAMS_FILE, Config, RuntimeConfig, load_config, load_runtime
+from pipelines.declarations import fingerprint
+from pipelines.execution import torch_device, worker_threads
+from pipelines.sampling import local_model
+from pipelines.stage import only_writer
+from pipelines.stages.evaluate import Memory
+from pipelines.tracking import KEY_TAG, StageRun, find_run_by_output, keep_beside_model, open_run
+from sweeps.sampling_search import Candidate, SamplingSearch, Verdict, tuned
+
+NAME = "sampling"
+FEATURES = "models/features"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is searched for which student, checked: whose draws, compared with what, by which measure."""
+
+    root: Path
+    model: str
+    folder: Path
+    student: Generator
+    search: SamplingSearch
+    config: Config
+    runtime: RuntimeConfig
+    metric: str
+    mode: str
+
+    @property
+    def key(self) -> str:
+        """A hash of all that decides what is measured: weights, real data, features, sizes, and the library's code."""
+        values = self.config.to_dict()
+        features = self.root / FEATURES
+        return _hash(
+            {
+                "model": self.student.card["sha256"],
+                "settings": {name: values[name] for name in ("seed", "data", "features", "evaluation")},
+                "features": fingerprint(features) if features.exists() else None,
+                "code": fingerprint(Path(ayf_core.__file__).parent),
+            }
+        )
+
+
+def tune(
+    root: Path,
+    model: str,
+    search: SamplingSearch,
+    *,
+    runtime: RuntimeConfig | None = None,
+    console: Console | None = None,
+) -> list[Verdict]:
+    """Search, confirm and store the sampling settings of a student, for each number of steps that is asked for.
+
+    Settings are stored where held-out draws confirm a gain; where they do not, those of an earlier search are removed.
+
+    Args:
+        model: a folder, or an MLflow model URI: the run that registered it then keeps the settings.
+
+    Raises:
+        AyfError: a model that cannot be tuned or read, or a search that does not fit it.
+    """
+    console = console or Console()
+    task = _task(root.absolute(), model, search, runtime or load_runtime(root))
+    key = task.key
+    place = task.root / "runs" / "tune_sampling" / key[:16]
+    torch.set_num_threads(worker_threads(task.runtime))
+    with only_writer(place, f"tune-sampling {model}"):
+        bench = Bench(task.config, task.root / FEATURES, torch_device(task.runtime))
+        memory = _memory(place / "measured.json")
+        story = Story(task, key, place)
+        status = "FAILED"
+        try:
+            verdicts = []
+            for steps in search.steps:
+                watch = _Watch(console, steps, task)
+                measure = partial(_measured, task, bench, memory, steps)
+                verdict = tuned(measure, steps, search, _scales(task), task.mode, watch.tried)
+                _store(task, verdict)
+                story.tell(verdict)
+                verdicts.append(verdict)
+            story.tell_all(verdicts)
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            story.run.finish(status)
+    console.print(table(verdicts, task.metric))
+    return verdicts
+
+
+def table(verdicts: Sequence[Verdict], metric: str) -> Table:
+    """What held-out draws say, a line a number of steps."""
+    drawn = Table(
+        box=None, pad_edge=False, header_style="bold", title=f"{metric} on held-out draws", title_justify="left"
+    )
+    for heading in ("steps", "before", "best λ alone", "after", "gain [95 %]", "gain over λ alone", "settings used"):
+        drawn.add_column(heading, overflow="fold")
+    for verdict in verdicts:
+        used = str(verdict.best.settings) if verdict.confirmed else f"{verdict.untuned.settings} (no gain confirmed)"
+        means = [f"{candidate.mean:.4g}" for candidate in (verdict.untuned, verdict.guided, verdict.best)]
+        drawn.add_row(str(verdict.steps), *means, words(verdict.gain), words(verdict.gain_over_guided), used)
+    return drawn
+
+
+def words(interval: Interval) -> str:
+    """`0.12 [0.08, 0.16]`."""
+    return f"{interval.mean:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+# ------------------------------------------------------------------------------------- what fits and what does not
+
+
+def _task(root: Path, model: str, search: SamplingSearch, runtime: RuntimeConfig) -> Task:
+    config = load_config(root)
+    metric, mode = _metric(search, config)
+    folder = local_model(model, root)
+    student = Generator.load(folder, torch_device(runtime))
+    if student.role != "flow_map":
+        raise AyfError(f"{model} is a velocity network, sampled by an ODE solver: name a distilled student")
+    if student.makes_points != (config.data.kind == "points"):
+        raise AyfError(f"{model} does not make {config.data.kind}, which params.yaml is about: name another student")
+    task = Task(root, model, folder, student, search, config, runtime, metric, mode)
+    _scales(task)
+    return task
+
+
+def _metric(search: SamplingSearch, config: Config) -> tuple[str, str]:
+    """The measure and which way it is better."""
+    better = BETTER[config.data.kind]
+    name = search.metric or next(iter(better))
+    if name not in better:
+        guess = settings.nearest(name, better)
+        raise AyfError(
+            f"no measure {name} of {config.data.kind}: "
+            + (f"did you mean {guess}?" if guess else f"choose {', '.join(better)}")
+        )
+    return name, better[name]
+
+
+def _scales(task: Task) -> tuple[float, float] | None:
+    """The least and the largest λ to try; None of a student that takes none."""
+    limits, largest = task.student.guidance_range, task.search.largest_guidance_scale
+    if largest is None:
+        return limits
+    if limits is None or not limits[0] <= largest <= limits[1]:
+        learnt = "no λ" if limits is None else f"{limits[0]:g} to {limits[1]:g}"
+        raise AyfError(f"largest_guidance_scale = {largest:g}, but {task.model} learnt {learnt}: set it to null")
+    return limits[0], largest
+
+
+# --------------------------------------------------------------------------------------- measuring and remembering
+
+
+def _measured(task: Task, bench: Bench, memory: Memory, steps: int, how: SamplingSettings, seed: int) -> float:
+    """The metric of samples drawn with these settings; drawn once only, and all their measures remembered."""
+    key = json.dumps([steps, *how.to_dict().values(), seed])
+    known = memory.recall(key)
+    if known is None:
+        samples, _, _ = bench.draw(task.student, steps, seed, **how.arguments(steps))
+        known = memory.keep(key, bench.measure(samples, seed))
+    return known[task.metric]
+
+
+def _memory(path: Path) -> Memory:
+    try:
+        return Memory(path)
+    except ValueError as error:
+        raise AyfError(f"{path} is damaged ({error}): delete it, and its candidates are measured again") from None
+
+
+def _store(task: Task, verdict: Verdict) -> None:
+    try:
+        stored = read_sampling(task.folder)
+    except AyfError:
+        stored = {}  # of other weights, or damaged: this search is the remedy that the reader names
+    stored.pop(verdict.steps, None)
+    if verdict.confirmed:
+        stored[verdict.steps] = verdict.record(task.metric)
+    keep_beside_model(task.model, write_sampling(task.folder, stored), task.root, task.runtime)
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------- telling it
+
+
+class _Watch:
+    """Says how far the search of a number of steps is: each new best, and every tenth candidate."""
+
+    def __init__(self, console: Console, steps: int, task: Task) -> None:
+        self._console = console
+        self._steps = steps
+        self._task = task
+        self._tried: list[Candidate] = []
+
+    def tried(self, candidate: Candidate) -> None:
+        self._tried.append(candidate)
+        sign = 1.0 if self._task.mode == "min" else -1.0
+        best = min(self._tried, key=lambda known: sign * known.mean)
+        if best is candidate or len(self._tried) % 10 == 0:
+            where = f"{self._steps} steps, candidate {len(self._tried)} of {self._task.search.candidates}"
+            line = f"{where}: best {self._task.metric} {best.mean:.4g} ({best.settings})"
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class Story:
+    """The runs of a search in MLflow, a parent and a child a number of steps; a repeated search finds its own again."""
+
+    def __init__(self, task: Task, key: str, place: Path) -> None:
+        self._task = task
+        self._key = _hash([key, dataclasses.asdict(task.search)])
+        self._place = place / self._key[:16]
+        tags = {
+            "ayf.metric": ",".join(f"{task.metric}/nfe_{steps}" for steps in task.search.steps),
+            "ayf.mode": ",".join(task.mode for _ in task.search.steps),
+            "ayf.tuned_model": task.model,
+        }
+        self.run = self._open(f"tune sampling {task.model}", self._place, tags, {"model": task.model})
+        maker = find_run_by_output(task.model, fingerprint(task.folder), self.run.uri)
+        if maker:
+            self.run.set_tags({f"ayf.upstream.{task.model}": maker})
+        self.run.log_text("sweep.yaml", yaml.safe_dump(dataclasses.asdict(task.search), sort_keys=False))
+        self.run.log_text(PARAMS_FILE, (task.root / PARAMS_FILE).read_text())
+
+    def tell(self, verdict: Verdict) -> None:
+        """The run of a number of steps: the settings used, the metric of each candidate, and what was confirmed."""
+        used = verdict.best if verdict.confirmed else verdict.untuned
+        child = self._open(
+            f"{verdict.steps} steps: {used.settings}",
+            self._place / f"steps_{verdict.steps}",
+            {"ayf.trial": str(verdict.steps), "ayf.trial.status": "finished"},
+            {"sampling": {"steps": verdict.steps} | used.settings.to_dict()},
+            parent=self.run.id,
+        )
+        metric = self._task.metric
+        for number, candidate in enumerate(verdict.candidates):
+            child.log_values({f"candidate/{metric}": candidate.mean}, step=number)
+        name = f"{metric}/nfe_{verdict.steps}"
+        found = {name: used.mean, f"{name}/untuned": verdict.untuned.mean, f"{name}/gain": verdict.gain.mean}
+        child.log_values(found)
+        child.finish()
+
+    def tell_all(self, verdicts: Sequence[Verdict]) -> None:
+        """What all led to, and the table of all candidates."""
+        for verdict in verdicts:
+            used = verdict.best if verdict.confirmed else verdict.untuned
+            self.run.log_values({f"{self._task.metric}/nfe_{verdict.steps}": used.mean})
+        self.run.log_text("trials.csv", candidates_csv(verdicts, self._task.metric))
+
+    def _open(
+        self, name: str, place: Path, tags: Mapping[str, str], params: Mapping[str, Any], parent: str | None = None
+    ) -> StageRun:
+        return open_run(
+            "tune_sampling",
+            run_name=name,
+            root=self._task.root,
+            scratch=place,
+            params=params,
+            tags={KEY_TAG: _hash([self._key, place.name]), "ayf.sweep": NAME, **tags},
+            runtime=dataclasses.replace(self._task.runtime, system_metrics=False),
+            kind="sweep" if parent is None else "trial",
+            parent=parent,
+        )
+
+
+def candidates_csv(verdicts: Sequence[Verdict], metric: str) -> str:
+    """Every candidate with the mean of its selection draws, a line each."""
+    text = io.StringIO()
+    names = [field.name for field in dataclasses.fields(SamplingSettings)]
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["steps", "candidate", *names, metric])
+    for verdict in verdicts:
+        for number, candidate in enumerate(verdict.candidates):
+            lines.writerow([verdict.steps, number, *candidate.settings.to_dict().values(), candidate.mean])
+    return text.getvalue()
