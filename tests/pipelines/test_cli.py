@@ -233,7 +233,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 def test_sample_passes_on_what_was_asked(asked: list[dict], project: Path) -> None:
     out = project / "grid.png"
     words = ["--steps", "2", "--labels", "3,7", "--guidance-scale", "1.5", "--seed", "4", "--gamma", "0.5"]
-    result = ayf("sample", "models/x", *words, "--grid", "shifted:2", "--untuned", "--count", "6", "--ema-std", "0.1", "--out", str(out))
+    words += ["--grid", "shifted:2", "--untuned"]
+    result = ayf("sample", "models/x", *words, "--count", "6", "--ema-std", "0.1", "--out", str(out))
     assert result.exit_code == 0, result.output
     (passed,) = asked
     assert passed.pop("root") == project
