@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 
 FEWEST_TRIALS = 6
-_SPLITS = 20
+_SPLITS = 16
 _SHUFFLES = 5
 
 
 def importance(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Permutation importance in a random forest (Breiman 2001), judged on trials the forest has not seen.
 
-    Twenty times a third of the trials is held out, a forest is grown on the rest, and each setting is shuffled among
+    Sixteen times a third of the trials is held out, a forest is grown on the rest, and each setting is shuffled among
     those held out: the importance is how much the squared error grows, as a share of the metric's variance. The
-    scatter over the twenty is the uncertainty. Trials stopped early ran shorter, which alone makes a metric worse:
+    scatter over the sixteen is the uncertainty. Trials stopped early ran shorter, which alone makes a metric worse:
     `trained_steps` is among the settings wherever it differs, so that its part is not ascribed to them.
 
     Args:
@@ -48,7 +48,7 @@ def _judge(inputs: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
     random = np.random.default_rng(0)
     growth, errors = [], []
     for kept, held in ShuffleSplit(_SPLITS, test_size=1 / 3, random_state=0).split(inputs):
-        forest = RandomForestRegressor(40, min_samples_leaf=2, random_state=0).fit(inputs[kept], target[kept])
+        forest = RandomForestRegressor(24, min_samples_leaf=2, random_state=0).fit(inputs[kept], target[kept])
         seen = inputs[held]
         shuffled = np.stack([_shuffled(seen, k, random) for k in range(seen.shape[1]) for _ in range(_SHUFFLES)])
         predicted = forest.predict(np.concatenate([seen[None], shuffled]).reshape(-1, seen.shape[1]))

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from dashboards import names
 from dashboards.figures.style import (
+    FAINT,
     broken,
     day,
     empty,
@@ -26,7 +27,7 @@ EVALUATE = "`dvc repro` evaluates every model."
 _DASHES = ["solid", "dash", "dot", "dashdot"]
 _AGAINST = {
     "guidance": ("guidance_scale", "guidance scale λ"),
-    "gamma": ("gamma", "γ: 0 is deterministic, 1 fresh noise at every step"),
+    "gamma": ("gamma", "γ: 0 no fresh noise, 1 all of it fresh"),
 }
 
 
@@ -55,10 +56,13 @@ def quality_figure(metrics: pd.DataFrame, measure: str | None = None) -> go.Figu
             x=run["nfe"], y=run[measure], name=label, legendgroup=label, line=line, mode="lines+markers",
             hovertext=hover, hoverinfo="text",
         )  # fmt: skip
+    floor = metrics.attrs.get("floor", {}).get(measure)
+    if floor:
+        _add_floor(figure, rows["nfe"], floor)
     styled(figure, heading, x="network calls for one sample")
     figure.update_xaxes(**measured_ticks(rows["nfe"]))
     if measure in names.LOWER_IS_BETTER:
-        figure.update_yaxes(**log_axis(rows[measure]))
+        figure.update_yaxes(**log_axis(pd.Series([*rows[measure], *([floor] if floor else [])])))
     return figure
 
 
@@ -98,7 +102,7 @@ def cost_figure(metrics: pd.DataFrame, measure: str | None = None) -> go.Figure:
 def sweep_of_sampling_figure(metrics: pd.DataFrame, sweep: str) -> go.Figure:
     """The distance, precision and recall, under one another, against λ (`guidance`) or γ (`gamma`)."""
     column, axis = _AGAINST[sweep]
-    heading = "Against the guidance scale λ" if sweep == "guidance" else "Against γ, the fresh noise of a step"
+    heading = "Against the guidance scale λ" if sweep == "guidance" else "Against γ, the share of fresh noise"
     rows = metrics[(metrics["sweep"] == sweep) & metrics[column].notna()]
     distance = distance_of(metrics)
     measures = [name for name in (distance, "precision", "recall") if name in rows and rows[name].notna().any()]
@@ -202,6 +206,15 @@ def _add_band(
         x=[*x, *x[::-1]], y=[*(y + half_width), *lower[::-1]], fill="toself", mode="lines", line={"width": 0},
         fillcolor="rgba({},{},{},0.15)".format(*hex_to_rgb(colour)), legendgroup=group, showlegend=False,
         name=f"{group}: 95 % interval", hoverinfo="skip", **place,
+    )  # fmt: skip
+
+
+def _add_floor(figure: go.Figure, x: pd.Series, floor: float) -> None:
+    """What real training data score: no model is asked to do better."""
+    figure.add_scatter(
+        x=[x.min(), x.max()], y=[floor, floor], mode="lines", name="Real training data",
+        line={"color": FAINT, "dash": "dot", "width": 1.5}, hoverinfo="text",
+        hovertext=[f"Real training data: {floor:.3g}"] * 2,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dashboards.figures.style import empty, styled
 _ROOM_BELOW = 64
 
 
-def samples_figure(pictures: pd.DataFrame, side: int = 420) -> go.Figure:
+def samples_figure(pictures: pd.DataFrame, side: int = 432) -> go.Figure:
     """One model's sample grids. The pictures lie side by side on a sheet of (calls, λ); sliders move the window.
 
     Two sliders are thus independent of each other without a server: one moves along x, one along y.

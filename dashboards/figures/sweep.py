@@ -136,7 +136,7 @@ def importance_figure(table: pd.DataFrame, metric: str) -> go.Figure:
 
 def _trust(about: dict) -> str:
     explained, count = about["explained"], about["trials"]
-    first = "share of the variance, ± over 20 random forests"
+    first = "share of the variance, ± over 16 random forests"
     if explained <= 0:
         return f"{first}; {count} trials: too few to tell, the settings do not predict trials not seen"
     return f"{first}; {count} trials; {explained:.0%} of unseen ones explained: a hint where to look, no proof"
@@ -201,8 +201,8 @@ def learning_curves_figure(curves: pd.DataFrame, trials: pd.DataFrame, metric: s
 
 def pareto_figure(trials: pd.DataFrame) -> go.Figure:
     """The first two metrics against each other, with the trials that none beats in both."""
-    heading = "Trade-off of the two metrics"
     metrics = trials.attrs["metrics"]
+    heading = "Trade-off: " + " against ".join(names.measure(name) for name in metrics[1::-1])
     rows = searched(trials).dropna(subset=metrics[:2])
     if len(metrics) < 2 or rows.empty:
         return empty(heading, "No trial has reported two metrics yet.", "A sweep with two metrics makes this figure.")
@@ -222,7 +222,7 @@ def pareto_figure(trials: pd.DataFrame) -> go.Figure:
             marker={"size": 9, "color": names.STATUS_COLOURS.get(status, FAINT)},
             hovertext=[_trial_words(trials, index) for index in part.index], hoverinfo="text",
         )  # fmt: skip
-    styled(figure, f"{names.measure(second)}, for", x=names.measure(first))
+    styled(figure, heading, x=names.measure(first))
     return figure
 
 

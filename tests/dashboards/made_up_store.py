@@ -6,7 +6,9 @@ Tests and `benchmarks/dashboard_open.py` load this file by its path.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from mlflow.entities import Metric, Param, RunTag
@@ -27,6 +29,7 @@ class MadeUpStore:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        (folder / "mlflow.db").write_bytes(blank_database())
         self.client = MlflowClient(self.uri, registry_uri=self.uri)
         location = (folder / "artifacts").as_uri()
         self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=location)
@@ -141,6 +144,15 @@ class MadeUpStore:
                     curves={metric: [(0, value + 0.01 * (seed - 102))] for metric in metrics},
                 )
         return parent
+
+
+@cache
+def blank_database() -> bytes:
+    """A store's SQLite file without runs: MLflow takes seconds to make its tables, so they are made once."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"sqlite:///{folder}/mlflow.db"
+        MlflowClient(uri, registry_uri=uri).search_registered_models(max_results=1)
+        return Path(folder, "mlflow.db").read_bytes()
 
 
 def mode_of(metric: str) -> str:
