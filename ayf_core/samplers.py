@@ -45,7 +45,7 @@ def shifted_grid(steps: int, shift: float) -> Grid:
     if not shift > 0:
         raise AyfError(f"shift must be above 0, got {shift}; 1 is the uniform grid, above 1 leans to noise")
     t = _fractions(steps)
-    return shift * t / (1 + (shift - 1) * t)
+    return shift * t / (shift * t + (1 - t))  # so written, it is exactly 1 at t = 1
 
 
 def polynomial_grid(steps: int, rho: float) -> Grid:

@@ -251,6 +251,14 @@ def test_settings_say_the_times_of_their_grid(settings, times):
     assert settings.times(1).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("grid", ["shifted", "polynomial"])
+def test_every_parameter_gives_times_that_a_chain_takes(grid):
+    for parameter in torch.logspace(-1, 1, 201, dtype=torch.float64).tolist():
+        times = SamplingSettings(grid, parameter).times(8)
+        assert times[[0, -1]].tolist() == [1, 0]
+        assert (times.diff() < 0).all()
+
+
 def test_settings_come_back_from_their_dictionary_whatever_else_stands_there():
     settings = SamplingSettings("polynomial", 0.7, 0.25, 1.5)
     assert SamplingSettings.from_dict(settings.to_dict() | {"gain": 0.1}) == settings
