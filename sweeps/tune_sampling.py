@@ -112,6 +112,7 @@ def tune(
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
+            console.print("interrupted: give the command again and it goes on from here")
             raise
         finally:
             story.run.finish(status)
@@ -121,21 +122,21 @@ def tune(
 
 def table(verdicts: Sequence[Verdict], metric: str) -> Table:
     """What held-out draws say, a line a number of steps."""
-    drawn = Table(
-        box=None, pad_edge=False, header_style="bold", title=f"{metric} on held-out draws", title_justify="left"
-    )
-    for heading in ("steps", "before", "best λ alone", "after", "gain [95 %]", "gain over λ alone", "settings used"):
-        drawn.add_column(heading, overflow="fold")
+    drawn = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    drawn.title = f"{metric}, mean of {verdicts[0].gain.count} held-out draws; gains with their 95 % interval"
+    for heading in ("steps", "before", "λ alone", "after", "gain", "over λ alone"):
+        drawn.add_column(heading, no_wrap=True)
+    drawn.add_column("settings used", overflow="fold")
     for verdict in verdicts:
-        used = str(verdict.best.settings) if verdict.confirmed else f"{verdict.untuned.settings} (no gain confirmed)"
-        means = [f"{candidate.mean:.4g}" for candidate in (verdict.untuned, verdict.guided, verdict.best)]
+        used = str(verdict.best.settings) if verdict.confirmed else f"{verdict.untuned.settings}: no gain confirmed"
+        means = [f"{candidate.mean:.3f}" for candidate in (verdict.untuned, verdict.guided, verdict.best)]
         drawn.add_row(str(verdict.steps), *means, words(verdict.gain), words(verdict.gain_over_guided), used)
     return drawn
 
 
 def words(interval: Interval) -> str:
-    """`0.12 [0.08, 0.16]`."""
-    return f"{interval.mean:.3g} [{interval.low:.3g}, {interval.high:.3g}]"
+    """`0.12 ± 0.04`."""
+    return f"{interval.mean:.3f} ± {interval.half_width:.3f}"
 
 
 # ------------------------------------------------------------------------------------- what fits and what does not

@@ -184,7 +184,7 @@ def test_the_command_tunes_and_ayf_sample_then_uses_what_was_stored(
 
     shown = ayf("tune-sampling", STUDENT, "--steps", "2", "--candidates", "6", "--metric", "jsd")
     used = Generator.load(project / STUDENT).sampling(2)
-    assert "jsd on held-out draws" in shown
+    assert "jsd, mean of 10 held-out draws" in shown
     assert str(used) in shown
     assert f"wrote tuned.png: 2 steps, {used} (tuned for 2 steps)" in ayf(
         "sample", STUDENT, "--steps", "2", "--out", "tuned.png"
@@ -226,6 +226,26 @@ def test_a_search_killed_twice_goes_on_and_measures_no_draw_twice(project: Path,
     assert len(client.search_runs([experiment.experiment_id])) == 2  # parent and child
 
 
+def test_a_search_ended_by_hand_says_that_it_can_go_on_and_does(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure, count = Bench.measure, iter(range(1000))
+
+    def interrupted(bench: Bench, samples: torch.Tensor, seed: int) -> dict[str, float]:
+        if next(count) == 7:
+            raise KeyboardInterrupt
+        return measure(bench, samples, seed)
+
+    monkeypatch.setattr(Bench, "measure", interrupted)
+    said = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        tune(project, STUDENT, SEARCH, runtime=INLINE, console=Console(file=said))
+    assert "interrupted: give the command again" in said.getvalue()
+    assert not (project / STUDENT / "sampling.json").exists()
+    (run,) = MlflowClient(tracking_uri(project)).search_runs(["1"])
+    assert run.info.status == "KILLED"
+    tune_quietly(project)
+    assert (project / STUDENT / "sampling.json").exists()
+
+
 # --- what is refused ------------------------------------------------------------------------------------
 
 
@@ -248,6 +268,14 @@ def test_a_teacher_is_refused(project: Path) -> None:
     write_model(project / "models/teacher", role="velocity")
     with pytest.raises(AyfError, match=r"models/teacher is a velocity network.*name a distilled student"):
         tune_quietly(project, "models/teacher")
+
+
+@pytest.mark.parametrize("option", [("--gamma", "0.5"), ("--grid", "shifted:2")])
+def test_a_teacher_is_not_sampled_by_settings_of_a_student(project: Path, option: tuple[str, str]) -> None:
+    write_model(project / "models/teacher", role="velocity")
+    result = CliRunner().invoke(main, ["sample", str(project / "models/teacher"), *option])
+    assert result.exit_code == 1
+    assert "leave --gamma and --grid out" in result.stderr
 
 
 def test_a_student_of_other_data_is_refused(project: Path) -> None:
