@@ -32,7 +32,6 @@ stages:
     deps: [models/emd]
     outs: [report.json]
 """
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
