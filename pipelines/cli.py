@@ -189,16 +189,21 @@ def doctor() -> None:
 def ui(port: int, host: str) -> None:
     """Serve the MLflow pages over the project's store, until Ctrl-C.
 
-    Only this machine can open them unless --host says otherwise.
+    Prints links to the pages worth opening: all runs, evaluations, the newest sweep, with columns chosen and the
+    best first. Only this machine can open them unless --host says otherwise.
     """
     from pipelines.config import load_runtime, project_root
+    from pipelines.saved_views import links
     from pipelines.ui import become, require_free_port, server_command, store_to_serve
 
     root = project_root()
     require_free_port(host, port)
     # Made ready before the server starts: two processes that both create the schema of a fresh store crash.
     store = store_to_serve(root, load_runtime(root), host, port)
-    click.echo(f"MLflow on http://{host}:{port} in a few seconds; Ctrl-C stops it")
+    address = f"http://{host}:{port}"
+    click.echo(f"MLflow on {address} in a few seconds; Ctrl-C stops it")
+    for words, page in links(store, address):
+        click.echo(f"  {words}: {page}")
     become(*server_command(store, host, port))
 
 

@@ -35,6 +35,7 @@ from pipelines.declarations import (
     read_declarations,
     read_params,
 )
+from pipelines.notes import stage_name, stage_note
 
 if TYPE_CHECKING:
     from pipelines.config import Config, RuntimeConfig
@@ -209,6 +210,7 @@ def run_stage(
         try:
             outputs = outcome(stage, config, body)
             stage.run.set_tags(_output_tags(outputs))
+            stage.run.set_note(stage_note(stage, stage.run))
             _publish(stage)
             (stage.scratch / _PUBLISHED).touch()
             _tidy(stage)
@@ -238,10 +240,9 @@ def _open(stage: Stage) -> StageRun:
     # In a temporary copy of the project (dvc exp run --temp), DVC_ROOT names the lasting one.
     store = Path(os.environ.get("DVC_ROOT") or stage.root)
     params_hash = hashlib.sha256(json.dumps(stage.params, sort_keys=True).encode()).hexdigest()
-    words = stage.declaration.base.replace("_", " ")
     run = open_run(
         stage.name,
-        run_name=" ".join([words, *(str(value) for value in stage.item.values())]),
+        run_name=stage_name(stage),
         root=store,
         scratch=stage.scratch,
         params=stage.params,
@@ -252,6 +253,7 @@ def _open(stage: Stage) -> StageRun:
     tags = {f"ayf.upstream.{dep}": run_id for dep, run_id in upstream.items() if run_id}
     if tags:
         run.set_tags(tags)
+    run.set_note(stage_note(stage, run))
     return run
 
 

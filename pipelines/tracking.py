@@ -1,6 +1,6 @@
 """Opens MLflow runs: one a stage, continued when the stage is, with the lineage of what it read and made.
 
-The only place of the project that talks to MLflow. By default runs are kept in a SQLite store in the project;
+The only place of the project that opens MLflow runs. By default runs are kept in a SQLite store in the project;
 its schema is created once, under a lock, because several processes that meet a fresh file crash in MLflow's
 migration.
 """
@@ -30,7 +30,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from ayf_core.errors import AyfError
 from pipelines.settings import literal
@@ -45,6 +45,11 @@ OUTPUT_TAG = "ayf.output."
 KEY_TAG = "ayf.key"
 KIND_TAG = "ayf.kind"
 """What a run is of: a `stage`, a `sweep`, one of its `trial`s, or a `confirmation` of its best."""
+
+DETAILS = ("derivative_norm/", "discriminator/learning_rate")
+"""Curves that MLflow's pages are better without: eight more charts a run, or another one's copy."""
+COUNTS_OF_TROUBLE = ("masked_samples", "skipped_steps")
+"""Zero in a healthy run: logged where they are not."""
 
 _METRICS_A_BATCH = 1000  # MLflow's limits
 _PARAMS_A_BATCH = 100
@@ -124,6 +129,7 @@ class StageRun:
 
     def __init__(self, client: MlflowClient, run: Run, uri: str, system_metrics: bool) -> None:
         self.id: str = run.info.run_id
+        self.experiment: str = run.info.experiment_id
         self.uri = uri
         self._client = client
         self._artifacts: str = run.info.artifact_uri
@@ -143,11 +149,14 @@ class StageRun:
         self._params_known.update({param.key: param.value for param in new})
 
     def log_metrics(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add records `{"step", "time", "metrics"}`; a step that a metric already has is skipped."""
+        """Add records `{"step", "time", "metrics"}`; a step that a metric already has is skipped.
+
+        Few curves say more than many: `DETAILS` and trouble that there was none of are left out.
+        """
         metrics = []
         for record in records:
             for name, value in record["metrics"].items():
-                if record["step"] <= self._last_logged(name):
+                if _says_nothing(name, value) or record["step"] <= self._last_logged(name):
                     continue
                 self._last_step[name] = record["step"]
                 metrics.append(Metric(name, float(value), int(record["time"] * 1000), record["step"]))
@@ -179,9 +188,14 @@ class StageRun:
     def log_step_image(self, key: str, step: int, image: Image) -> None:
         """Keep a picture under `key` at a step: MLflow lays those of several runs side by side, with a slider."""
         # MLflow puts time and a random id into the name: an image of an earlier attempt would be doubled.
-        there = {Path(file.path).name for file in self._client.list_artifacts(self.id, "images")}
-        if not any(name.startswith(f"{key}%step%{step}%") for name in there):
+        # (Its separator was % in older versions; the small copy is written last.)
+        there = [Path(file.path).name.replace("%", "+") for file in self._client.list_artifacts(self.id, "images")]
+        if not any(name.startswith(f"{key}+step+{step}+") and "compressed" in name for name in there):
             self._client.log_image(self.id, image, key=key, step=step)
+
+    def log_text(self, name: str, text: str) -> None:
+        """Keep a text with the run as `name`."""
+        self._client.log_text(self.id, text, name)
 
     def log_json(self, name: str, document: Mapping[str, Any]) -> None:
         """Keep a document with the run as `name` (for example `evaluation.json`)."""
@@ -189,6 +203,15 @@ class StageRun:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def set_note(self, markdown: str) -> None:
+        """The description that MLflow shows above everything else of the run; replaces the one before."""
+        self.set_tags({MLFLOW_RUN_NOTE: markdown})
+
+    def read(self) -> tuple[dict[str, str], dict[str, float]]:
+        """The run's tags, and each metric's last value, as they are in the store now."""
+        data = self._client.get_run(self.id).data
+        return dict(data.tags), dict(data.metrics)
 
     def log_dataset_input(self, name: str, digest: str, context: str = "training") -> None:
         """Note a data set the run read, by DVC's name and digest; MLflow's UI shows and compares it."""
@@ -279,6 +302,18 @@ def find_run_by_output(path: str, fingerprint: str, uri: str) -> str | None:
     wanted = f"tags.`{OUTPUT_TAG}{path}` = '{fingerprint}'"
     found = client.search_runs([_experiment(client)], wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return found[0].info.run_id if found else None
+
+
+def last_seconds(stages: Sequence[str], uri: str) -> dict[str, float]:
+    """Seconds that the newest finished run of each stage took, of those that have one."""
+    client = MlflowClient(uri)
+    seconds = {}
+    for stage in stages:
+        wanted = f"tags.`dvc.stage` = '{stage}' and tags.`{KIND_TAG}` = 'stage' and attributes.status = 'FINISHED'"
+        order = ["attributes.start_time DESC"]
+        for run in client.search_runs([_experiment(client)], wanted, max_results=1, order_by=order):
+            seconds[stage] = (run.info.end_time - run.info.start_time) / 1000
+    return seconds
 
 
 def git_tags(root: Path) -> dict[str, str]:
@@ -421,6 +456,10 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _says_nothing(name: str, value: float) -> bool:
+    return name.startswith(DETAILS) or (name in COUNTS_OF_TROUBLE and value == 0)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

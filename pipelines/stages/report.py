@@ -33,7 +33,8 @@ def run(config: Config, stage: Stage) -> None:
     stage.output("reports/results.md").write_text(markdown(results, table, summary))
     picture = samples_picture(stage, config)
     picture.save(stage.output("reports/samples.png"))
-    stage.run.log_values(flat(summary))
+    # The distances are in the evaluations' runs: a metric logged twice is a column too many.
+    stage.run.log_values({key: value for key, value in flat(summary).items() if not key.endswith("/distance")})
     for path in ("reports/samples.png", "reports/quality.csv", "reports/guidance.csv"):
         stage.run.log_artifact(stage.output(path))
     write(stage.root / DASHBOARD, store_page(stage.run.uri))
