@@ -166,8 +166,8 @@ def _candidates(
     measure: Measure, steps: int, search: SamplingSearch, scales: tuple[float, float] | None, mode: str
 ) -> Iterator[Candidate]:
     """The untuned settings, then a ladder of λ, then what Optuna proposes (TPE, arXiv 1907.10902)."""
-    start = max(_LADDER, search.candidates // 3)
-    sampler = optuna.samplers.TPESampler(seed=search.seed + steps, n_startup_trials=start)
+    # Nothing of the sampler may depend on how many candidates there will be: a longer search begins like a shorter one.
+    sampler = optuna.samplers.TPESampler(seed=search.seed + steps)
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize", sampler=sampler)
     for scale in _ladder(scales):
         study.enqueue_trial({"grid": "uniform", "renoise": False} | ({} if scale is None else {"scale": scale}))

@@ -121,6 +121,8 @@ def test_where_nothing_can_be_searched_the_untuned_settings_stay() -> None:
 def test_the_same_values_give_the_same_proposals() -> None:
     one, other = (tuned(planted, 4, SEARCH, SCALES, "min") for _ in range(2))
     assert one == other
+    longer = tuned(planted, 4, dataclasses.replace(SEARCH, candidates=70), SCALES, "min")
+    assert longer.candidates[:60] == one.candidates[:60]
     changed = tuned(planted, 4, dataclasses.replace(SEARCH, seed=1), SCALES, "min")
     assert changed.candidates != one.candidates
 
