@@ -82,7 +82,7 @@ def _settings(
     if time_grid is not None:
         changes["grid"], changes["grid_parameter"] = read_grid(time_grid)
     how = dataclasses.replace(known, **changes)
-    sources = [f"tuned for {steps} steps"] if known != generator.untuned else []
+    sources = [f"tuned for {steps} step{'' if steps == 1 else 's'}"] if known != generator.untuned else []
     sources += ["changed as asked"] if changes else []
     return how, f"{how} ({', '.join(sources)})" if sources else str(how)
 

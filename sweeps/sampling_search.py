@@ -97,6 +97,7 @@ class Verdict:
         candidates: all that were tried, on the draws they were chosen by, the untuned first.
         gain: of the best over the untuned, paired by draw; above 0 is better.
         gain_over_guided: of the best over the guided, likewise.
+        held_out: the seeds of the draws that these were measured on.
     """
 
     steps: int
@@ -106,6 +107,7 @@ class Verdict:
     candidates: tuple[Candidate, ...]
     gain: Interval
     gain_over_guided: Interval
+    held_out: range
 
     @property
     def confirmed(self) -> bool:
@@ -158,8 +160,8 @@ def tuned(
         for candidate in (candidates[0], guided, best)
     }
     before, alone, after = (held_out[candidate.settings] for candidate in (candidates[0], guided, best))
-    gains = [_gain(before, after, mode), _gain(alone, after, mode)]
-    return Verdict(steps, before, alone, after, tuple(candidates), *gains)
+    gain, over_guided = _gain(before, after, mode), _gain(alone, after, mode)
+    return Verdict(steps, before, alone, after, tuple(candidates), gain, over_guided, seeds)
 
 
 def _candidates(

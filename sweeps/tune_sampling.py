@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,9 @@ from sweeps.sampling_search import Candidate, SamplingSearch, Verdict, tuned
 
 NAME = "sampling"
 FEATURES = "models/features"
+Measures = Callable[[SamplingSettings, int], Mapping[str, float]]
+Others = Mapping[str, tuple[float, float]]
+"""Other measures than the one that was searched for: untuned, and best."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,14 @@ def tune(
         story = Story(task, key, place)
         status = "FAILED"
         try:
-            verdicts = []
+            verdicts: list[Verdict] = []
+            others: dict[int, Others] = {}
             for steps in search.steps:
                 watch = _Watch(console, steps, task)
-                measure = partial(_measured, task, bench, memory, steps)
+                measures = partial(_measured, task, bench, memory, steps)
+                measure = partial(_one, measures, task.metric)
                 verdict = tuned(measure, steps, search, _scales(task), task.mode, watch.tried)
+                others[steps] = _others(measures, verdict, task.metric)
                 _store(task, verdict)
                 story.tell(verdict)
                 verdicts.append(verdict)
@@ -116,14 +123,21 @@ def tune(
             raise
         finally:
             story.run.finish(status)
-    console.print(table(verdicts, task.metric))
+    _show(console, verdicts, others, task.metric)
     return verdicts
 
 
-def table(verdicts: Sequence[Verdict], metric: str) -> Table:
+def _show(console: Console, verdicts: Sequence[Verdict], others: Mapping[int, Others], metric: str) -> None:
+    count = len(verdicts[0].held_out)
+    console.print(f"\n{metric}, mean of {count} held-out draws; gains with their 95 % interval", highlight=False)
+    console.print(table(verdicts))
+    console.print("\nthe other measures of the same draws, untuned -> best", highlight=False)
+    console.print(others_table(others))
+
+
+def table(verdicts: Sequence[Verdict]) -> Table:
     """What held-out draws say, a line a number of steps."""
-    drawn = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    drawn.title = f"{metric}, mean of {verdicts[0].gain.count} held-out draws; gains with their 95 % interval"
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("steps", "before", "λ alone", "after", "gain", "over λ alone"):
         drawn.add_column(heading, no_wrap=True)
     drawn.add_column("settings used", overflow="fold")
@@ -132,6 +146,19 @@ def table(verdicts: Sequence[Verdict], metric: str) -> Table:
         means = [f"{candidate.mean:.3f}" for candidate in (verdict.untuned, verdict.guided, verdict.best)]
         drawn.add_row(str(verdict.steps), *means, words(verdict.gain), words(verdict.gain_over_guided), used)
     return drawn
+
+
+def others_table(others: Mapping[int, Others]) -> Table:
+    """What became of the measures that were not searched for, a line each: a distance alone would not tell."""
+    drawn = Table("", *map(step_words, others), box=None, pad_edge=False, header_style="bold")
+    for name in next(iter(others.values())):
+        pairs = [found[name] for found in others.values()]
+        drawn.add_row(name, *(f"{before:.3f} -> {after:.3f}" for before, after in pairs))
+    return drawn
+
+
+def step_words(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"
 
 
 def words(interval: Interval) -> str:
@@ -183,14 +210,31 @@ def _scales(task: Task) -> tuple[float, float] | None:
 # --------------------------------------------------------------------------------------- measuring and remembering
 
 
-def _measured(task: Task, bench: Bench, memory: Memory, steps: int, how: SamplingSettings, seed: int) -> float:
-    """The metric of samples drawn with these settings; drawn once only, and all their measures remembered."""
+def _measured(
+    task: Task, bench: Bench, memory: Memory, steps: int, how: SamplingSettings, seed: int
+) -> Mapping[str, float]:
+    """Every measure of samples drawn with these settings; drawn once only, and remembered."""
     key = json.dumps([steps, *how.to_dict().values(), seed])
     known = memory.recall(key)
     if known is None:
         samples, _, _ = bench.draw(task.student, steps, seed, **how.arguments(steps))
         known = memory.keep(key, bench.measure(samples, seed))
-    return known[task.metric]
+    return known
+
+
+def _one(measures: Measures, metric: str, how: SamplingSettings, seed: int) -> float:
+    return measures(how, seed)[metric]
+
+
+def _others(measures: Measures, verdict: Verdict, metric: str) -> Others:
+    """Means of every other measure on the held-out draws, of the untuned settings and of the best."""
+
+    def means(candidate: Candidate) -> dict[str, float]:
+        draws = [measures(candidate.settings, seed) for seed in verdict.held_out]
+        return {name: math.fsum(draw[name] for draw in draws) / len(draws) for name in draws[0] if name != metric}
+
+    before, after = means(verdict.untuned), means(verdict.best)
+    return {name: (before[name], after[name]) for name in before}
 
 
 def _memory(path: Path) -> Memory:
@@ -232,7 +276,7 @@ class _Watch:
         sign = 1.0 if self._task.mode == "min" else -1.0
         best = min(self._tried, key=lambda known: sign * known.mean)
         if best is candidate or len(self._tried) % 10 == 0:
-            where = f"{self._steps} steps, candidate {len(self._tried)} of {self._task.search.candidates}"
+            where = f"{step_words(self._steps)}, candidate {len(self._tried)} of {self._task.search.candidates}"
             line = f"{where}: best {self._task.metric} {best.mean:.4g} ({best.settings})"
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -260,7 +304,7 @@ class Story:
         """The run of a number of steps: the settings used, the metric of each candidate, and what was confirmed."""
         used = verdict.best if verdict.confirmed else verdict.untuned
         child = self._open(
-            f"{verdict.steps} steps: {used.settings}",
+            f"{step_words(verdict.steps)}: {used.settings}",
             self._place / f"steps_{verdict.steps}",
             {"ayf.trial": str(verdict.steps), "ayf.trial.status": "finished"},
             {"sampling": {"steps": verdict.steps} | used.settings.to_dict()},

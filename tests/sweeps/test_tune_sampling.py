@@ -186,6 +186,7 @@ def test_the_command_tunes_and_ayf_sample_then_uses_what_was_stored(
     used = Generator.load(project / STUDENT).sampling(2)
     assert "jsd, mean of 10 held-out draws" in shown
     assert str(used) in shown
+    assert "sliced_wasserstein" in shown.split("other measures of the same draws")[1]
     assert f"wrote tuned.png: 2 steps, {used} (tuned for 2 steps)" in ayf(
         "sample", STUDENT, "--steps", "2", "--out", "tuned.png"
     )
