@@ -107,6 +107,7 @@ def tune(
             verdicts: list[Verdict] = []
             others: dict[int, Others] = {}
             for steps in search.steps:
+                story.begin(steps)
                 watch = _Watch(console, steps, task)
                 measures = partial(_measured, task, bench, memory, steps)
                 measure = partial(_one, measures, task.metric)
@@ -122,7 +123,7 @@ def tune(
             console.print("interrupted: give the command again and it goes on from here")
             raise
         finally:
-            story.run.finish(status)
+            story.end(status)
     _show(console, verdicts, others, task.metric)
     return verdicts
 
@@ -288,6 +289,7 @@ class Story:
         self._task = task
         self._key = _hash([key, dataclasses.asdict(task.search)])
         self._place = place / self._key[:16]
+        self._child: StageRun | None = None
         tags = {
             "ayf.metric": ",".join(f"{task.metric}/nfe_{steps}" for steps in task.search.steps),
             "ayf.mode": ",".join(task.mode for _ in task.search.steps),
@@ -300,16 +302,15 @@ class Story:
         self.run.log_text("sweep.yaml", yaml.safe_dump(dataclasses.asdict(task.search), sort_keys=False))
         self.run.log_text(PARAMS_FILE, (task.root / PARAMS_FILE).read_text())
 
+    def begin(self, steps: int) -> None:
+        """Open the run of a number of steps."""
+        self._child = self._open_child(steps, step_words(steps), "running", {})
+
     def tell(self, verdict: Verdict) -> None:
         """The run of a number of steps: the settings used, the metric of each candidate, and what was confirmed."""
         used = verdict.best if verdict.confirmed else verdict.untuned
-        child = self._open(
-            f"{step_words(verdict.steps)}: {used.settings}",
-            self._place / f"steps_{verdict.steps}",
-            {"ayf.trial": str(verdict.steps), "ayf.trial.status": "finished"},
-            {"sampling": {"steps": verdict.steps} | used.settings.to_dict()},
-            parent=self.run.id,
-        )
+        name = f"{step_words(verdict.steps)}: {used.settings}"
+        child = self._open_child(verdict.steps, name, "finished", used.settings.to_dict())
         metric = self._task.metric
         for number, candidate in enumerate(verdict.candidates):
             child.log_values({f"candidate/{metric}": candidate.mean}, step=number)
@@ -317,6 +318,7 @@ class Story:
         found = {name: used.mean, f"{name}/untuned": verdict.untuned.mean, f"{name}/gain": verdict.gain.mean}
         child.log_values(found)
         child.finish()
+        self._child = None
 
     def tell_all(self, verdicts: Sequence[Verdict]) -> None:
         """What all led to, and the table of all candidates."""
@@ -324,6 +326,17 @@ class Story:
             used = verdict.best if verdict.confirmed else verdict.untuned
             self.run.log_values({f"{self._task.metric}/nfe_{verdict.steps}": used.mean})
         self.run.log_text("trials.csv", candidates_csv(verdicts, self._task.metric))
+
+    def end(self, status: str) -> None:
+        """Close what is open."""
+        if self._child is not None:
+            self._child.finish(status)
+        self.run.finish(status)
+
+    def _open_child(self, steps: int, name: str, status: str, found: Mapping[str, Any]) -> StageRun:
+        tags = {"ayf.trial": str(steps), "ayf.trial.status": status}
+        params = {"sampling": {"steps": steps, **found}}
+        return self._open(name, self._place / f"steps_{steps}", tags, params, parent=self.run.id)
 
     def _open(
         self, name: str, place: Path, tags: Mapping[str, str], params: Mapping[str, Any], parent: str | None = None

@@ -241,9 +241,10 @@ def test_a_search_ended_by_hand_says_that_it_can_go_on_and_does(project: Path, m
         tune(project, STUDENT, SEARCH, runtime=INLINE, console=Console(file=said))
     assert "interrupted: give the command again" in said.getvalue()
     assert not (project / STUDENT / "sampling.json").exists()
-    (run,) = MlflowClient(tracking_uri(project)).search_runs(["1"])
-    assert run.info.status == "KILLED"
+    client = MlflowClient(tracking_uri(project))
+    assert [run.info.status for run in client.search_runs(["1"])] == ["KILLED", "KILLED"]  # parent and child
     tune_quietly(project)
+    assert [run.info.status for run in client.search_runs(["1"])] == ["FINISHED", "FINISHED"]
     assert (project / STUDENT / "sampling.json").exists()
 
 
