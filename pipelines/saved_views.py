@@ -28,8 +28,42 @@ _CALLS_SHOWN = 5
 
 
 @dataclass(frozen=True)
+class Charts:
+    """Samples of the runs side by side at a number of network calls, and bars of metrics below."""
+
+    calls: int
+    bars: tuple[str, ...]
+
+    def state(self) -> dict[str, Any]:
+        """The cards and sections of the page's charts."""
+        samples = {"type": "IMAGE", "imageKeys": ["samples"], "step": self.calls, "showRunParams": False}
+        bars = [{"type": "BAR", "metricKey": name, "runsCountToCompare": 10} for name in self.bars]
+        cards = [("ayf-samples", samples), *(("ayf-distances", bar) for bar in bars)]
+        return {
+            "compareRunCharts": [
+                {"uuid": f"ayf-{place}", "metricSectionId": section, "deleted": False, "isGenerated": True, **card}
+                for place, (section, card) in enumerate(cards)
+            ],
+            "compareRunSections": [
+                _section("ayf-samples", "Samples, by network calls", columns=1),
+                _section("ayf-distances", self.bars[0].split("/")[0], columns=3),
+            ],
+            "isAccordionReordered": True,
+        }
+
+
+def _section(key: str, name: str, columns: int) -> dict[str, Any]:
+    shown = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+    return {"uuid": key, "name": name, "columns": columns, "cardHeight": 360, **shown}
+
+
+@dataclass(frozen=True)
 class View:
-    """A view of the runs table. Columns and `order_by` are MLflow's canonical keys, such as "metrics.`fd/nfe_2`"."""
+    """A view of the runs table. Columns and `order_by` are MLflow's canonical keys, such as "metrics.`fd/nfe_2`".
+
+    Attributes:
+        charts: what the page's charts begin with; MLflow adds one for every other metric below.
+    """
 
     key: str
     title: str
@@ -37,6 +71,7 @@ class View:
     order_by: str = "attributes.start_time"
     ascending: bool = False
     search: str = ""
+    charts: Charts | None = None
 
     def state(self) -> dict[str, Any]:
         """What the page restores; a name is wide enough to be read whole."""
@@ -47,6 +82,7 @@ class View:
             "searchFilter": self.search,
             "orderByKey": self.order_by,
             "orderByAsc": self.ascending,
+            **(self.charts.state() if self.charts else {}),
         }
 
 
@@ -59,7 +95,8 @@ def ready_views(client: MlflowClient, experiment: str) -> list[View]:
         two = next((name for name in distances if name.endswith("/nfe_2`")), distances[0])
         columns = (*distances, column("metrics", "recall/nfe_2"), column("metrics", "seconds_per_image/nfe_2"))
         where = f"tags.`dvc.stage` LIKE 'evaluate%' and tags.`{KIND_TAG}` = 'stage'"
-        views.append(View(EVALUATIONS, "Evaluations, best first", columns, two, True, where))
+        charts = Charts(calls_of_most(evaluations), tuple(distance_metrics(evaluations)))
+        views.append(View(EVALUATIONS, "Evaluations, best first", columns, two, True, where, charts))
     sweeps = _runs(client, experiment, f"tags.`{KIND_TAG}` = 'sweep'", limit=1)
     if sweeps:
         children = _runs(client, experiment, f"tags.`mlflow.parentRunId` = '{sweeps[0].info.run_id}'")
@@ -90,8 +127,14 @@ def sweep_view(sweep: Run, children: Sequence[Run]) -> View:
 
 def distance_metrics(evaluations: Sequence[Run]) -> list[str]:
     """Names such as `fd/nfe_2` that evaluations have, the fewest network calls first."""
-    names = {name for run in evaluations for name in run.data.metrics if name.startswith(_prefixes())}
+    names = {name for run in evaluations for name in _distances(run)}
     return sorted(names, key=lambda name: (name.split("/")[0], int(name.rpartition("_")[2])))[:_CALLS_SHOWN]
+
+
+def calls_of_most(evaluations: Sequence[Run]) -> int:
+    """The number of network calls at which most evaluations were measured; the smaller of two."""
+    calls = [int(name.rpartition("_")[2]) for run in evaluations for name in _distances(run)]
+    return min(calls, key=lambda n: (-calls.count(n), n))
 
 
 def column(kind: str, name: str) -> str:
@@ -165,8 +208,9 @@ def _runs(client: MlflowClient, experiment: str, where: str, limit: int = 1000) 
     return list(client.search_runs([experiment], where, max_results=limit, order_by=["attributes.start_time DESC"]))
 
 
-def _prefixes() -> tuple[str, ...]:
-    return tuple(f"{distance}/nfe_" for distance in _DISTANCES)
+def _distances(run: Run) -> list[str]:
+    prefixes = tuple(f"{distance}/nfe_" for distance in _DISTANCES)
+    return [name for name in run.data.metrics if name.startswith(prefixes)]
 
 
 def _envelope(text: str | None) -> dict[str, Any]:
