@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from threading import Lock
+from contextlib import suppress
+from threading import Lock, Thread
 from typing import Any
 
 import pandas as pd
 from dash import Dash, Input, Output, State, dcc, html
+from flask import request
 
 from dashboards import frames, names, views
 from dashboards.figures.style import day
@@ -55,6 +57,12 @@ def build(uri: str, experiment: str = frames.EXPERIMENT) -> Dash:
     app = Dash("dashboards", title="Align Your Flow: dashboard", update_title="", index_string=_INDEX)
     app.layout = lambda: _layout(reader, experiment)
 
+    @app.server.before_request
+    def read_ahead() -> None:
+        # While the browser still fetches scripts, the store is read for what it will ask next.
+        if request.path == "/":
+            Thread(target=_first_view_or_nothing, args=(reader, experiment), daemon=True).start()
+
     @app.callback(
         Output("choice", "options"),
         Output("choice", "value"),
@@ -62,6 +70,7 @@ def build(uri: str, experiment: str = frames.EXPERIMENT) -> Dash:
         Input("tab", "value"),
         Input("experiment", "value"),
         State("choice", "value"),
+        prevent_initial_call=True,
     )
     def offer(tab: str, chosen: str, before: Any) -> tuple[list[dict], Any, bool]:
         options, value, several = choices(reader.runs(chosen), tab)
@@ -79,13 +88,11 @@ def build(uri: str, experiment: str = frames.EXPERIMENT) -> Dash:
         Input("panel", "value"),
         Input("tab", "value"),
         Input("experiment", "value"),
+        prevent_initial_call=True,
     )
     def show(choice: Any, label: str | None, tab: str, chosen: str) -> tuple[list[str], str, bool, str, list]:
         selected = choice if isinstance(choice, list) else [choice] if choice else []
-        view = view_of(reader, chosen, tab, selected)
-        labels = [panel.label for panel in view.panels]
-        panel = next((panel for panel in view.panels if panel.label == label), view.panels[0])
-        return labels, panel.label, len(labels) < 2, view.choice, _contents(view, panel)
+        return _shown(view_of(reader, chosen, tab, selected), label)
 
     return app
 
@@ -170,8 +177,22 @@ def _options(rows: pd.DataFrame, labels: Sequence[str] | pd.Series) -> list[dict
 # ------------------------------------------------------------------------------------------------------- elements
 
 
+def _first_view(reader: Reader, experiment: str) -> tuple[list[dict[str, str]], Any, View]:
+    """What a page shows before anything is chosen: the first tab's options, their choice, and its view."""
+    options, value, _ = choices(reader.runs(experiment), TABS[0])
+    return options, value, view_of(reader, experiment, TABS[0], value)
+
+
+def _first_view_or_nothing(reader: Reader, experiment: str) -> None:
+    with suppress(frames.StoreError):  # the page itself will meet the error, and tell it
+        _first_view(reader, experiment)
+
+
 def _layout(reader: Reader, experiment: str) -> html.Main:
+    """The page with its first view in it: no second question has to follow the first."""
     known = experiments(reader.uri)
+    options, value, view = _first_view(reader, experiment)
+    labels, label, hidden, words, contents = _shown(view, None)
     return html.Main(
         [
             html.H1("Align Your Flow"),
@@ -180,18 +201,26 @@ def _layout(reader: Reader, experiment: str) -> html.Main:
                 hidden=len(known) < 2,
             ),
             dcc.Tabs([dcc.Tab(label=name, value=name) for name in TABS], TABS[0], id="tab", mobile_breakpoint=0),
-            html.Div([html.Label("Show", htmlFor="choice"), dcc.Dropdown(id="choice", placeholder="nothing chosen")]),
+            html.Label("Show", htmlFor="choice"),
+            dcc.Dropdown(options, value, multi=True, id="choice", placeholder="nothing chosen"),
             html.Div(
                 [
-                    html.Label("Show", htmlFor="panel", id="panel-label"),
-                    dcc.Dropdown(id="panel", clearable=False, searchable=False),
+                    html.Label(words, htmlFor="panel", id="panel-label"),
+                    dcc.Dropdown(labels, label, id="panel", clearable=False, searchable=False),
                 ],
                 id="panel-row",
-                hidden=True,
+                hidden=hidden,
             ),
-            dcc.Loading(html.Div(id="view"), delay_show=400),
+            dcc.Loading(html.Div(contents, id="view"), delay_show=400),
         ]
     )
+
+
+def _shown(view: View, label: str | None) -> tuple[list[str], str, bool, str, list]:
+    """The panels' labels, the one shown, whether there is no choice, the choice's name, and the contents."""
+    labels = [panel.label for panel in view.panels]
+    panel = next((panel for panel in view.panels if panel.label == label), view.panels[0])
+    return labels, panel.label, len(labels) < 2, view.choice, _contents(view, panel)
 
 
 def _contents(view: View, panel: Panel) -> list:
@@ -215,11 +244,8 @@ def _table(table: pd.DataFrame) -> html.Table:
     return html.Table([head, html.Tbody(rows)])
 
 
-# What draws is fetched while the first answer is computed, not after it.
-_EARLY = "".join(
-    f'<link rel="preload" as="script" href="/_dash-component-suites/{script}">'
-    for script in ("dash/dcc/async-graph.js", "plotly/package_data/plotly.min.js")
-)
+# What draws is fetched and read while the first answer is computed, not after it.
+_EARLY = '<script async src="/_dash-component-suites/plotly/package_data/plotly.min.js"></script>'
 _INDEX = f"""<!DOCTYPE html>
 <html lang="en"><head>{{%metas%}}<title>{{%title%}}</title><link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width, initial-scale=1">{{%css%}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import urllib.error
@@ -58,7 +59,8 @@ def read_runs(uri: str, experiment: str = EXPERIMENT) -> list[Run]:
         runs: list[Run] = []
         token = None
         while True:
-            page = client(uri).search_runs([found.experiment_id], max_results=1000, page_token=token)
+            with _collector_at_rest():
+                page = client(uri).search_runs([found.experiment_id], max_results=1000, page_token=token)
             runs += page
             token = page.token
             if not token:
@@ -133,6 +135,21 @@ def _probe(uri: str) -> None:
         return  # it answers: a proxy or another version may not know /health
     except (OSError, ValueError) as error:
         raise StoreError(f"the MLflow server {uri} does not answer: start it (`ayf ui`) or name another") from error
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """No garbage collection inside: SQLAlchemy makes an object a row, and looking through them takes most of the time.
+
+    For 500 runs 0.25 s of processor time instead of 0.7.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

@@ -24,9 +24,14 @@ SWEEP_SETTINGS = ("distill.emd.training.learning_rate", "distill.emd.tangent_war
 
 
 class MadeUpStore:
-    """Writes runs by the contract; every `add_...` returns the id of the run."""
+    """Writes runs by the contract; every `add_...` returns the id of the run.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        padding: so many more settings and metrics for each stage's run, as real ones have.
+    """
+
+    def __init__(self, folder: Path, padding: int = 0) -> None:
+        self.padding = padding
         folder.mkdir(parents=True, exist_ok=True)
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
         (folder / "mlflow.db").write_bytes(blank_database())
@@ -56,10 +61,19 @@ class MadeUpStore:
             self.client.set_terminated(run.info.run_id, status, end_time=start + minutes * MINUTE)
         return run.info.run_id
 
-    def add_stage(self, stage: str, *, inputs: Mapping[str, str] | None = None, **more: object) -> str:
+    def add_stage(
+        self,
+        stage: str,
+        *,
+        inputs: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        curves: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    ) -> str:
         tags = {"ayf.kind": "stage", "dvc.stage": stage}
         tags |= {f"ayf.upstream.{path}": run_id for path, run_id in (inputs or {}).items()}
-        return self.add_run(stage.replace("_", " ").replace("@", " "), tags=tags, **more)  # type: ignore[arg-type]
+        params = {f"made.up.setting_{k}": str(k) for k in range(self.padding)} | dict(params or {})
+        curves = {f"made_up_{k}": [(0, float(k))] for k in range(self.padding)} | dict(curves or {})
+        return self.add_run(stage.replace("_", " ").replace("@", " "), tags=tags, params=params, curves=curves)
 
     def add_training(self, stage: str, *, bins: Mapping[str, str], inputs: Mapping[str, str]) -> str:
         """A training with its loss and quantities in four bins: `{"tangent_norm": "interval"}`."""
