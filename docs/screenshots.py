@@ -9,6 +9,7 @@ the picture is taken. A new picture is a new line. The servers are started here,
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import socket
 import subprocess
@@ -25,12 +26,30 @@ DESK, PHONE = 1400, 390
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
 SECONDS_TO_START = 60
 
+QUIETLY = """
+localStorage.setItem('mlflow.assistant.panelOpen_v1', 'false');
+localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
+"""
+
+
+def mlflow_command(store: str, port: int) -> list[str]:
+    """As `ayf ui`: the views are saved first."""
+    from pipelines.saved_views import links
+    from pipelines.ui import server_command
+
+    links(store, f"http://127.0.0.1:{port}")
+    command, environment = server_command(store, "127.0.0.1", port)
+    os.environ.update(environment)
+    return command
+
+
 SERVERS: dict[str, Callable[[str, int], list[str]]] = {
     "dashboard": lambda store, port: [
         sys.executable,
         "-c",
         f"from dashboards import app; app.serve(app.build({store!r}), '127.0.0.1', {port})",
     ],
+    "mlflow": mlflow_command,
 }
 """The command that serves a store on a port, by the name that `PAGES` uses."""
 
@@ -62,11 +81,34 @@ def dashboard_tab(tab: str, sign: str) -> Callable[[Any], None]:
     return prepare
 
 
+def mlflow_view(key: str, sign: str, charts: bool = False) -> Callable[[Any], None]:
+    """Opens a saved view of MLflow's runs and waits for these words."""
+
+    def prepare(page: Any) -> None:
+        from pipelines.saved_views import view_address
+        from pipelines.tracking import EXPERIMENT
+
+        address = page.url.split("#")[0].rstrip("/")
+        by_name = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"
+        experiment = page.request.get(by_name).json()["experiment"]["experiment_id"]
+        page.evaluate(QUIETLY)
+        page.goto(view_address(address, experiment, key) + ("&compareRunsMode=CHART" if charts else ""))
+        page.reload()
+        page.get_by_text(sign).first.wait_for()
+        page.wait_for_timeout(5000)  # charts and pictures come one by one, without a sign of the last
+
+    return prepare
+
+
 PAGES: dict[str, Picture] = {
     "dashboard.png": Picture("dashboard", dashboard_tab("Quality", "network calls for one sample"), height=860),
     "dashboard_samples.png": Picture("dashboard", dashboard_tab("Samples", "Samples: "), height=1350),
     "dashboard_sweep.png": Picture("dashboard", dashboard_tab("Sweeps", "What was tried")),
     "dashboard_lineage.png": Picture("dashboard", dashboard_tab("Lineage", "came from")),
+    "mlflow_runs.png": Picture("mlflow", mlflow_view("ayf-all-runs", "matching runs"), height=820),
+    "mlflow_compare.png": Picture(
+        "mlflow", mlflow_view("ayf-evaluations", "Samples, by network", charts=True), height=1300
+    ),
     "dashboard_phone.png": Picture("dashboard", dashboard_tab("Quality", "network calls for one sample"), PHONE, 1200),
 }
 

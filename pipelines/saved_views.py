@@ -23,8 +23,9 @@ VIEW_TAG = "mlflow.sharedViewState."
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")  # pages for training, not for chats
 ALL_RUNS, EVALUATIONS, LATEST_SWEEP = "ayf-all-runs", "ayf-evaluations", "ayf-latest-sweep"
 _NAME, _CREATED = "attributes.`Run Name`", "attributes.`Created`"
+_CALLS_OF_ALL_RUNS = 4  # kind and model have room beside them on a common screen
 _DISTANCES = ("fd", "jsd")
-_CALLS_SHOWN = 5
+_CALLS_SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,16 @@ class Charts:
                 for place, (section, card) in enumerate(cards)
             ],
             "compareRunSections": [
-                _section("ayf-samples", "Samples, by network calls", columns=1),
-                _section("ayf-distances", self.bars[0].split("/")[0], columns=3),
+                _section("ayf-samples", "Samples, by network calls", columns=1, height=620),
+                _section("ayf-distances", self.bars[0].split("/")[0], columns=3, height=360),
             ],
             "isAccordionReordered": True,
         }
 
 
-def _section(key: str, name: str, columns: int) -> dict[str, Any]:
+def _section(key: str, name: str, columns: int, height: int) -> dict[str, Any]:
     shown = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-    return {"uuid": key, "name": name, "columns": columns, "cardHeight": 360, **shown}
+    return {"uuid": key, "name": name, "columns": columns, "cardHeight": height, **shown}
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class View:
         return {
             "selectedColumns": list(self.columns),
             "columnOrder": [_NAME, _CREATED, *self.columns],
-            "columnWidths": {_NAME: 360},
+            "columnWidths": {_NAME: 300},
             "searchFilter": self.search,
             "orderByKey": self.order_by,
             "orderByAsc": self.ascending,
@@ -90,7 +91,13 @@ def ready_views(client: MlflowClient, experiment: str) -> list[View]:
     """The views that the runs call for: all runs; evaluations and the newest sweep where there are any."""
     evaluations = _runs(client, experiment, "tags.`dvc.stage` LIKE 'evaluate%'")
     distances = [column("metrics", name) for name in distance_metrics(evaluations)]
-    views = [View(ALL_RUNS, "All runs", (*distances, column("tags", KIND_TAG), column("tags", "ayf.model")))]
+    views = [
+        View(
+            ALL_RUNS,
+            "All runs",
+            (*distances[:_CALLS_OF_ALL_RUNS], column("tags", KIND_TAG), column("tags", "ayf.model")),
+        )
+    ]
     if distances:
         two = next((name for name in distances if name.endswith("/nfe_2`")), distances[0])
         columns = (*distances, column("metrics", "recall/nfe_2"), column("metrics", "seconds_per_image/nfe_2"))
