@@ -477,7 +477,7 @@ class RuntimeConfig:
     checkpoint_every: int = setting("steps between checkpoints", at_least=1, default=200)
     log_every: int = setting("steps between logged points", at_least=1, default=20)
     tracking_uri: str | None = setting("MLflow server; null = a SQLite store in the project", default=None)
-    system_metrics: bool = setting("log CPU, memory and GPU use to MLflow", default=True)
+    system_metrics: bool = setting("log CPU, memory and GPU use to MLflow", default=False)
 
 
 def load_runtime(root: Path | None = None, name: str | None = None) -> RuntimeConfig:
