@@ -124,7 +124,7 @@ def choices(table: pd.DataFrame, tab: str) -> tuple[list[dict[str, str]], Any, b
         return _options(rows, rows["name"]), _first(rows), False
     if tab == "Sweeps":
         rows = table[table["kind"] == "sweep"]
-        return _options(rows, [str(name) for name in rows["sweep"]]), next(iter(newest_sweeps(table)), None), False
+        return _options(rows, rows["name"]), next(iter(newest_sweeps(table)), None), False
     if tab == "Lineage":
         rows = table[(table["kind"] == "stage") & table["stage"].notna()]
         best = rows[rows["model"].notna()]

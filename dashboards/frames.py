@@ -203,11 +203,11 @@ def trials(uri: str, sweep: str, experiment: str = EXPERIMENT) -> pd.DataFrame:
     Args:
         sweep: its name, of which the newest is taken, or the id of its run.
 
-    Columns: sweep, sweep_run_id, run_id, name, trial (number; NaN of a confirmation), kind (trial, confirmation),
-    status (running, finished, stopped = early by the scheduler, failed), start, end, seconds, trained_steps,
-    confirms (of a confirmation: best or current settings), seed (of a confirmation); one column a searched setting,
-    by dotted key, and one a metric with its last value. `frame.attrs` names them: "settings", "metrics", "modes"
-    (min or max, in the order of the metrics).
+    Columns: sweep, sweep_run_id, run_id, name, trial (number; of a confirmation that of the trial it confirms, or NaN),
+    kind (trial, confirmation), status (running, finished, stopped = early by the scheduler, failed), start, end,
+    seconds, trained_steps, confirms (of a confirmation: best or current settings), seed (of a confirmation); one column
+    a searched setting, by dotted key, and one a metric with its last value. `frame.attrs` names them: "settings",
+    "metrics", "modes" (min or max, in the order of the metrics); its "name" is the sweep's as MLflow shows it.
 
     Raises:
         StoreError: there is no such sweep.
@@ -225,7 +225,12 @@ def trials(uri: str, sweep: str, experiment: str = EXPERIMENT) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=_TRIAL_COLUMNS + extra + metrics)
     typed = list(dict.fromkeys(["seed", *settings]))
     frame[typed] = frame[typed].convert_dtypes()  # whole numbers stay whole beside confirmations that have none
-    frame.attrs |= {"settings": settings, "metrics": metrics, "modes": modes or ["min"] * len(metrics)}
+    frame.attrs |= {
+        "name": parent.info.run_name,
+        "settings": settings,
+        "metrics": metrics,
+        "modes": modes or ["min"] * len(metrics),
+    }
     return frame
 
 
@@ -254,7 +259,7 @@ def _trial_row(run: Run, parent: Run, settings: list[str], metrics: list[str]) -
     tags, params = run.data.tags, run.data.params
     row = {**_times(run), "sweep": parent.data.tags.get("ayf.sweep"), "sweep_run_id": parent.info.run_id}
     row |= {"kind": tags["ayf.kind"], "status": tags.get("ayf.trial.status") or row["status"]}
-    row |= {"trial": float(tags.get("ayf.trial", "nan")), "confirms": tags.get("ayf.settings")}
+    row |= {"trial": pd.to_numeric(tags.get("ayf.trial"), errors="coerce"), "confirms": tags.get("ayf.settings")}
     row |= {"trained_steps": run.data.metrics.get("trained_steps", float("nan"))}
     row |= {key: _value(params[key]) if key in params else None for key in ["seed", *settings]}
     return row | {name: run.data.metrics.get(name, float("nan")) for name in metrics}

@@ -75,8 +75,8 @@ def trainings(table: pd.DataFrame) -> dict[str, str]:
 
 
 def newest_sweeps(table: pd.DataFrame) -> list[str]:
-    """Of `frames.runs`: the id of the newest run of each sweep, newest first."""
-    return table[table["kind"] == "sweep"].drop_duplicates("sweep")["run_id"].tolist()[:_SWEEPS_SHOWN]
+    """Of `frames.runs`: the id of the newest run of each sweep, newest first. Searches of two models are two."""
+    return table[table["kind"] == "sweep"].drop_duplicates(["sweep", "name"])["run_id"].tolist()[:_SWEEPS_SHOWN]
 
 
 def _sweep_view(uri: str, run_id: str, experiment: str) -> View:

@@ -95,18 +95,19 @@ def _lineage_figures(lineage: pd.DataFrame) -> list[go.Figure]:
 
 def sweep(trials: pd.DataFrame, curves: pd.DataFrame | None = None) -> View:
     """A panel a metric of the sweep. Learning curves are drawn where their histories are given."""
-    name = trials["sweep"].iloc[0] if len(trials) else "without trials"
+    name = str(trials.attrs.get("name") or "sweep")
     table = figures.trials_table(trials)
     panels = [
         Panel(names.measure(metric), partial(_sweep_figures, trials, curves, metric), table)
         for metric in trials.attrs["metrics"]
     ]
-    return View(f"Sweep {name}", _sweep_words(trials), panels, "Metric")
+    return View(name[0].upper() + name[1:], _sweep_words(trials), panels, "Metric")
 
 
 def _sweep_figures(trials: pd.DataFrame, curves: pd.DataFrame | None, metric: str) -> list[go.Figure]:
     drawn = [figures.parallel_figure(trials, metric), figures.importance_figure(importance(trials, metric), metric)]
-    if len(trials.attrs["metrics"]) > 1:
+    both = trials.attrs["metrics"][:2]
+    if len(both) == 2 and trials[both].notna().all(axis=1).any():
         drawn.append(figures.pareto_figure(trials))
     if curves is not None:
         drawn.append(figures.learning_curves_figure(curves, trials, metric))

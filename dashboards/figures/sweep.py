@@ -14,6 +14,7 @@ from dashboards.figures.quality import pareto_front
 from dashboards.figures.style import FAINT, INK, day, duration, empty, log_axis, styled
 
 SWEEP = "`ayf sweep NAME` makes trials; this page fills as they report."
+_NAMED = 5  # more kinds than that are not all named on their row
 _VEIL = "rgba(255,255,255,0.8)"
 _WIDE = 10.0  # a setting whose largest value is that many times its smallest is drawn on a logarithmic axis
 
@@ -84,9 +85,11 @@ def _positions(values: pd.Series) -> tuple[pd.Series, list[tuple[float, str]]]:
     """Each value's place in [0, 1], and the ticks as (place, words)."""
     numbers = pd.to_numeric(values, errors="coerce")
     if numbers.isna().any() or values.map(lambda value: isinstance(value, bool)).any():
-        kinds = sorted(values.astype(str).unique())
+        words = values.map(lambda value: "not set" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value))
+        kinds = sorted(words.unique())
         places = {kind: k / (len(kinds) - 1) if len(kinds) > 1 else 0.5 for k, kind in enumerate(kinds)}
-        return values.astype(str).map(places), [(place, kind) for kind, place in places.items()]
+        named = [*places.items()] if len(kinds) <= _NAMED else [(kinds[0], 0.0), (kinds[-1], 1.0)]
+        return words.map(places), [(place, kind) for kind, place in named]
     low, high = float(numbers.min()), float(numbers.max())
     if low == high:
         return pd.Series(0.5, numbers.index), [(0.5, f"{low:.4g}")]

@@ -344,3 +344,9 @@ def test_words_stand_for_keys():
     assert names.setting("distill.emd.tangent_warmup") == "distill › emd › tangent warmup"
     assert names.title("my_model") == "my model"
     assert names.colour("my_model") == names.colour("my_model") != names.colour("emd")
+
+
+def test_a_setting_that_some_trials_lack_is_a_kind_of_its_own():
+    trials = sweep_of([1.0, 2.0]).assign(**{"a.law": ["normal", None]})
+    figure = figures.parallel_figure(trials, "fd/nfe_2")
+    assert {"normal", "not set"} <= {note.text for note in figure.layout.annotations}
