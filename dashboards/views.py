@@ -109,7 +109,7 @@ def _sweep_figures(trials: pd.DataFrame, curves: pd.DataFrame | None, metric: st
     both = trials.attrs["metrics"][:2]
     if len(both) == 2 and trials[both].notna().all(axis=1).any():
         drawn.append(figures.pareto_figure(trials))
-    if curves is not None:
+    if curves is not None and (curves.empty or curves["step"].nunique() > 1):  # a search without training has none
         drawn.append(figures.learning_curves_figure(curves, trials, metric))
     drawn.append(figures.timeline_figure(trials))
     if (trials["kind"] == "confirmation").any():
