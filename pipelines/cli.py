@@ -45,6 +45,7 @@ def main() -> None:
       ayf ui                                         look at the runs
       ayf dashboard                                  look at figures over them
       ayf sample MODEL --steps 4 --labels 3,7        look at pictures
+      ayf sweep distill                              search for better settings
       ayf tune-sampling MODEL                        find the best grid, γ and λ for a few steps
 
     Settings that decide results live in params.yaml alone. Where things run (Ray or inline, workers, device)
@@ -65,6 +66,7 @@ def params() -> None:
     ayf params set teacher.training.steps=500      change settings
     ayf params check                               is the file valid? names every problem
     ayf params diff                                what differs from the preset it came from
+    ayf params adopt distill                       take over the best settings of a sweep
     """
 
 
@@ -93,6 +95,24 @@ def params_set(assignments: tuple[str, ...]) -> None:
 
     root = project_root()
     _replace(root, changed(root, assignments), named_preset(root))
+
+
+@params.command("adopt", short_help="Take over the settings of a sweep's best trial, or of any run.")
+@click.argument("run")
+def params_adopt(run: str) -> None:
+    """Write the settings of RUN into params.yaml and print what changed; the next `dvc repro` rebuilds with them.
+
+    RUN is the name of a sweep (its best trial), or the id, or the start of the id, of a run in MLflow: of a trial, of
+    a sweep, or of a stage.
+    """
+    from pipelines.adopt import adopted
+    from pipelines.config import load_runtime, project_root
+    from pipelines.params import named_preset
+
+    root = project_root()
+    source, config = adopted(root, run, load_runtime(root))
+    click.echo(f"settings of {source}")
+    _replace(root, config, named_preset(root))
 
 
 @params.command("check", short_help="Check params.yaml; names every problem.")
@@ -337,6 +357,30 @@ def _read_steps(ctx: click.Context, option: click.Parameter, text: str | None) -
     if min(steps) < 1 or len(set(steps)) < len(steps):
         raise click.BadParameter(f"{text!r}: each number once, 1 or more")
     return steps
+
+
+@main.command(short_help="Search settings: many trials, the best confirmed.")
+@click.argument("name")
+@click.option("--resume", is_flag=True, help="Go on with the newest sweep of that name, after any interruption.")
+@click.option("--new", "anew", is_flag=True, help="Begin another although the newest was interrupted.")
+def sweep(name: str, resume: bool, anew: bool) -> None:
+    """Run the search that sweeps/NAME.yaml describes, and say which settings are best.
+
+    Trials train with the stages' own code on the present teacher and latents, several at once where they fit; how
+    many and on what is in conf/runtime (workers, trial_threads, trials_at_once). All is in MLflow, under one run.
+
+    \b
+    ayf sweep distill                 search
+    ayf sweep distill --resume        go on after Ctrl-C, a kill, a reboot
+    ayf params adopt distill          write the best settings into params.yaml; then dvc repro
+    """
+    from importlib import import_module
+
+    from pipelines.config import load_runtime, project_root
+
+    root = project_root()
+    # By name: `sweeps` builds on `pipelines`, not the other way round.
+    import_module("sweeps.runner").run_named(root, name, load_runtime(root), resume=resume, anew=anew)
 
 
 @main.command("tune-sampling", short_help="Find and store the best grid, γ and λ of a trained student.")

@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ayf_core.errors import AyfError
 from pipelines import settings
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PARAMS_FILE = "params.yaml"
+T = TypeVar("T")
 
 NORM_GROUPS = 8
 """Groups of the codec's normalisation layers."""
@@ -188,6 +191,23 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain nested dicts, for workers, MLflow and :func:`config_subtree`."""
         return dataclasses.asdict(self)
+
+    def with_values(self, values: Mapping[str, Any]) -> Config:
+        """A copy with other values, by dotted keys, each of its setting's type.
+
+        Raises:
+            AyfError: a key is unknown, a value is out of range, or the settings no longer agree.
+        """
+        changed = copy.deepcopy(self)
+        for key, value in values.items():
+            if key not in settings.settings_of(Config):
+                raise AyfError(settings.unknown_key(key, Config))
+            group, _, name = key.rpartition(".")
+            setattr(_member(changed, group) if group else changed, name, value)
+        problems = settings.range_problems(changed.to_dict(), Config) or disagreements(changed)
+        if problems:
+            raise AyfError(problems[0])
+        return changed
 
 
 # --- settings that must agree -----------------------------------------------------------------------
@@ -478,6 +498,8 @@ class RuntimeConfig:
     log_every: int = setting("steps between logged points", at_least=1, default=20)
     tracking_uri: str | None = setting("MLflow server; null = a SQLite store in the project", default=None)
     system_metrics: bool = setting("log CPU, memory and GPU use to MLflow", default=False)
+    trial_threads: int = setting("threads of each worker of a sweep's trial", at_least=1, default=1)
+    trials_at_once: int | None = setting("null = as many of a sweep's trials as fit", at_least=1, default=None)
 
 
 def load_runtime(root: Path | None = None, name: str | None = None) -> RuntimeConfig:
@@ -496,23 +518,29 @@ def load_runtime(root: Path | None = None, name: str | None = None) -> RuntimeCo
         guess = settings.nearest(name, choices)
         hint = f"did you mean {guess}?" if guess else f"choose one of {', '.join(choices)}, or a path to a file"
         raise AyfError(f"no runtime {name} (from AYF_RUNTIME or conf/runtime): {hint}")
-    document = read_document(path, f"choose one of {', '.join(choices)}")
-    problems = document.shape_problems(RuntimeConfig)
-    if problems:
-        raise AyfError(problems[0])
-    return _typed_runtime(path, document)
+    return read_typed(path, RuntimeConfig, f"choose one of {', '.join(choices)}")
 
 
-def _typed_runtime(path: Path, document: settings.Document) -> RuntimeConfig:
+def read_typed(path: Path, schema: type[T], remedy: str, free: Sequence[str] = ()) -> T:
+    """A YAML file of settings as the dataclass `schema`; groups named in `free` are left to the caller.
+
+    Raises:
+        AyfError: the file is missing (`remedy` says what to do) or not YAML, or a setting is unknown or wrong.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    document = read_document(path, remedy)
+    problems = document.shape_problems(schema, free)
+    if problems:
+        raise AyfError(problems[0])
+    loaded = typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path)))
+    values = {key: value for key, value in loaded.items() if key not in free}
     try:
-        runtime = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RuntimeConfig), OmegaConf.load(path)))
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values)))
     except OmegaConfBaseException as error:
-        raise AyfError(_located(document, _type_problem(error, RuntimeConfig))) from error
-    assert isinstance(runtime, RuntimeConfig)
-    problems = settings.range_problems(dataclasses.asdict(runtime), RuntimeConfig)
+        raise AyfError(_located(document, _type_problem(error, schema))) from error
+    problems = settings.range_problems(dataclasses.asdict(typing.cast(Any, typed)), schema)
     if problems:
         raise AyfError(_located(document, problems[0]))
-    return runtime
+    return typing.cast(T, typed)

@@ -9,7 +9,7 @@ A stage starts a Ray of its own, and it is kept light. CPU seconds of all Ray pr
 worker (ray 2.60; CPU seconds because they depend less than wall time on what else the machine does):
 
     usual helpers, workers started ahead             18.1
-    without two helpers (`_light_trainer`)           13.3
+    without two helpers (`_trainer`)                 13.3
     and without workers started ahead                12.3    <- chosen
     and with three workers warmed up at the start    23.6
 
@@ -28,6 +28,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +83,14 @@ def run_training(
     name: str,
     runtime: RuntimeConfig,
     on_log: OnLog,
+    keep_all: bool = False,
 ) -> dict:
     """Run `train(config, context)` to its end and return what rank 0 returned.
 
     `folder` holds everything of this run (checkpoints, `metrics.jsonl`, `final/`): called again with the same
     folder after an interruption, training goes on from the last checkpoint. `on_log` receives every record of
     the metrics file at least once, those of an earlier, interrupted call included, from one thread.
+    `keep_all` keeps every checkpoint of Ray's workers, not two: somebody else may want to go on from one.
 
     Raises AyfError: what `train` raised as AyfError as it is; anything else as one line naming the full
     traceback.
@@ -94,7 +98,8 @@ def run_training(
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _FAILURE).unlink(missing_ok=True)
-    run = {"inline": _run_inline, "ray": _run_on_ray}.get(runtime.mode)
+    modes: dict[str, Callable[..., dict]] = {"inline": _run_inline, "ray": partial(_run_on_ray, keep_all=keep_all)}
+    run = modes.get(runtime.mode)
     if run is None:
         raise AyfError(f"runtime mode {runtime.mode!r} is unknown; there are 'ray' and 'inline'")
     with (
@@ -113,7 +118,7 @@ def _run_inline(
     train: TrainFunction, config: dict, folder: Path, runtime: RuntimeConfig, progress: TrainingProgress
 ) -> dict:
     """Ray Train's local mode: the same trainer without workers; no process is started."""
-    _prepare_environment()
+    prepare_environment()
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -201,19 +206,24 @@ class RayContext:
 
 
 def _run_on_ray(
-    train: TrainFunction, config: dict, folder: Path, runtime: RuntimeConfig, progress: TrainingProgress
+    train: TrainFunction,
+    config: dict,
+    folder: Path,
+    runtime: RuntimeConfig,
+    progress: TrainingProgress,
+    keep_all: bool,
 ) -> dict:
     progress.note("starting Ray")
-    _prepare_environment()
+    prepare_environment()
     gpu = _uses_gpu(runtime)
     _mend_ray_record(folder / "checkpoints")
     threads = worker_threads(runtime)
     job = {"train": train, "config": config, "folder": str(folder), "threads": threads}
-    with _OwnRay(cpus=runtime.workers * threads) as own:
+    with _ray(cpus=runtime.workers * threads) as own:
         progress.note("starting the workers")
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-        trainer = _light_trainer()(
+        trainer = _trainer(own)(
             _train_on_worker,
             train_loop_config=job,
             scaling_config=ScalingConfig(
@@ -225,15 +235,16 @@ def _run_on_ray(
                 name="checkpoints",
                 storage_path=str(folder),
                 failure_config=FailureConfig(max_failures=WORKER_FAILURES_FORGIVEN),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                checkpoint_config=CheckpointConfig(num_to_keep=None if keep_all else 2),
             ),
         )
         # In a thread, because in the main thread Ray takes over Ctrl-C and may exit with success.
-        fit = _InThread(trainer.fit)
+        fit = InThread(trainer.fit)
         try:
             outcome = fit.result().return_value
         except Exception as error:
-            shutil.copytree(own.logs, folder / "ray_logs", dirs_exist_ok=True)
+            if own is not None:
+                shutil.copytree(own.logs, folder / "ray_logs", dirs_exist_ok=True)
             raise _explain(error, folder, folder / "ray_logs") from error
     return _result_or_error(outcome)
 
@@ -336,13 +347,23 @@ def _mend_ray_record(experiment: Path) -> None:
         record.unlink()
 
 
-def _light_trainer() -> type:
-    """`TorchTrainer` without two helpers that a Ray of one's own, fed from files, has no use for.
+def _ray(cpus: int) -> AbstractContextManager[OwnRay | None]:
+    """The Ray that this process is part of (a trial of a sweep is part of the sweep's), or one of its own."""
+    import ray
+
+    return nullcontext() if ray.is_initialized() else OwnRay(cpus)
+
+
+def _trainer(own: OwnRay | None) -> type:
+    """`TorchTrainer`, on a Ray of one's own without two helpers that have no use there.
 
     Each is a process that costs more than a second to start: one hands out Ray Data sets (there are none),
     one outlives the controller to free its workers (the whole Ray ends with this process).
     """
     from ray.train.torch import TorchTrainer
+
+    if own is None:
+        return TorchTrainer
 
     class LightTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list:
@@ -353,27 +374,33 @@ def _light_trainer() -> type:
     return LightTrainer
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
+    """Set what Ray reads when it is imported, unless it is set already."""
     for variable, value in RAY_SETTINGS.items():
         os.environ.setdefault(variable, value)
 
 
-class _OwnRay:
-    """A Ray of this stage's own, on this machine, gone when the stage ends.
+class OwnRay:
+    """A Ray of this stage's (or sweep's) own, on this machine, gone when it ends.
 
     Its files lie in a folder of its own, so other people's Ray on the same machine and left-overs of killed
     ones do not matter; nor does RAY_ADDRESS.
+
+    Args:
+        cpus: how many it may hand out.
+        dashboard: with Ray's dashboard, which the clean-up after nested trainers asks for their state.
     """
 
-    def __init__(self, cpus: int) -> None:
+    def __init__(self, cpus: int, dashboard: bool = False) -> None:
         self._cpus = cpus
+        self._dashboard = dashboard
         # Unix socket paths are limited to 107 bytes: TMPDIR may be too long, /tmp is not.
         base = "/tmp" if os.access("/tmp", os.W_OK) else None
         self._sweep(Path(base or tempfile.gettempdir()))
         self._folder = Path(tempfile.mkdtemp(prefix=f"ayf-ray-{os.getpid()}-", dir=base))
         self.logs = self._folder / "session_latest" / "logs"
 
-    def __enter__(self) -> _OwnRay:
+    def __enter__(self) -> OwnRay:
         self._saved = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         import ray
@@ -384,7 +411,8 @@ class _OwnRay:
             ray.init(
                 address="local",
                 num_cpus=self._cpus,
-                include_dashboard=False,
+                include_dashboard=self._dashboard,
+                dashboard_host="127.0.0.1",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=100 * 2**20,  # nothing but a few small dicts passes through it
@@ -414,7 +442,7 @@ class _OwnRay:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-class _InThread:
+class InThread:
     """A call in a thread whose result the main thread awaits, still open to Ctrl-C."""
 
     def __init__(self, call: Callable[[], Any]) -> None:

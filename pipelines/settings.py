@@ -294,13 +294,16 @@ class Document:
         """``file:line`` of a key, or the file alone where the key does not stand in it."""
         return f"{self.name}:{self.lines[key]}" if key in self.lines else self.name
 
-    def shape_problems(self, schema: type) -> list[str]:
-        """Lines for unknown, repeated, missing and empty keys, and for references to other values."""
+    def shape_problems(self, schema: type, free: Sequence[str] = ()) -> list[str]:
+        """Lines for unknown, repeated, missing and empty keys, and for references to other values.
+
+        Of the groups named in `free` only repeated keys are looked for.
+        """
         leaves, groups = settings_of(schema), groups_of(schema)
         problems = [f"{self.where(key)}: {key} stands twice; delete one" for key in self.repeated]
         unknown: list[str] = []
         for key, kind in self._kinds.items():
-            if any(key.startswith(f"{other}.") for other in unknown):
+            if any(key == other or key.startswith(f"{other}.") for other in (*unknown, *free)):
                 continue
             if key not in leaves and key not in groups:
                 unknown.append(key)

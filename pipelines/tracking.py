@@ -8,6 +8,7 @@ migration.
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import subprocess
@@ -24,6 +25,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
+import yaml
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -43,6 +45,10 @@ if TYPE_CHECKING:
 EXPERIMENT = "align-your-flow"
 OUTPUT_TAG = "ayf.output."
 KEY_TAG = "ayf.key"
+POINT_TAG = "ayf.point"
+"""A trial's searched settings as JSON: exact, and the latest of a trial that changes them while it trains."""
+BEST_TAG = "ayf.best"
+"""Of a sweep: the id of its best trial's run."""
 KIND_TAG = "ayf.kind"
 """What a run is of: a `stage`, a `sweep`, one of its `trial`s, or a `confirmation` of its best."""
 
@@ -302,6 +308,43 @@ def find_run_by_output(path: str, fingerprint: str, uri: str) -> str | None:
     wanted = f"tags.`{OUTPUT_TAG}{path}` = '{fingerprint}'"
     found = client.search_runs([_experiment(client)], wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return found[0].info.run_id if found else None
+
+
+def settings_of_run(name: str, root: Path, runtime: RuntimeConfig | None = None) -> tuple[str, dict[str, Any]]:
+    """What a person calls a run, and its settings by dotted key.
+
+    Args:
+        name: of a sweep (its best trial is taken), or the id of a run, or the id's start.
+
+    Raises:
+        AyfError: there is no such run, several, or a sweep that has not ended.
+    """
+    client = MlflowClient(tracking_uri(root, runtime))
+    run = _named_run(client, name)
+    if run.data.tags.get(KIND_TAG) == "sweep":
+        best = run.data.tags.get(BEST_TAG)
+        if best is None:
+            raise AyfError(f"{run.info.run_name} has no best trial: let it end (--resume), or name one of its trials")
+        run = client.get_run(best)
+    if POINT_TAG in run.data.tags:
+        return str(run.info.run_name), json.loads(run.data.tags[POINT_TAG])
+    return str(run.info.run_name), {key: yaml.safe_load(value) for key, value in run.data.params.items()}
+
+
+def _named_run(client: MlflowClient, name: str) -> Run:
+    where, newest = [_experiment(client)], ["attributes.start_time DESC"]
+    quoted = name.replace("'", "")
+    wanted = f"tags.`ayf.sweep` = '{quoted}' and tags.`{KIND_TAG}` = 'sweep'"
+    found = list(client.search_runs(where, wanted, max_results=1, order_by=newest))
+    if not found and len(quoted) >= SHORTEST_ID:
+        found = [run for run in client.search_runs(where, max_results=50_000) if run.info.run_id.startswith(quoted)]
+    if len(found) != 1:
+        what = f"{len(found)} runs begin with" if found else "no sweep and no run is called"
+        raise AyfError(f"{what} {name}: name a sweep, or copy a run's id from MLflow (at least {SHORTEST_ID} digits)")
+    return found[0]
+
+
+SHORTEST_ID = 6
 
 
 def last_seconds(stages: Sequence[str], uri: str) -> dict[str, float]:

@@ -1,0 +1,219 @@
+"""What proposes the points of a sweep, and what stops or changes weak trials: Optuna and Ray Tune's schedulers.
+
+The proposals go through the ledger: a point is noted there before its trial starts, and a resumed sweep first hands out
+the points that were proposed and have not ended.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import optuna
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import Searcher
+
+from sweeps.definition import Sweep
+from sweeps.ledger import FAILED, FINISHED, Ledger, Trial
+from sweeps.space import Choice, Dimension, Point, Range, extremes
+from sweeps.trial import TUNE_ID
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+Source = Callable[[Ledger, int], Point]
+"""Proposes the point of the trial with a number, from the ledger alone: there is no other state to lose."""
+
+
+class Proposals(Searcher):
+    """Ray Tune's searcher: points from the ledger, then new ones from a source, until there are enough.
+
+    Args:
+        ledger: where points are noted.
+        source: proposes new ones.
+        count: of trials in all, those that ended earlier included.
+        until: the moment (`time.monotonic`) after which none is proposed.
+
+    Attributes:
+        numbers: of the trials that Tune knows, by Tune's ids.
+    """
+
+    def __init__(self, ledger: Ledger, source: Source, count: int, until: float = math.inf) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.numbers: dict[str, int] = {}
+        self._source = source
+        self._count = count
+        self._until = until
+        self._waiting = ledger.waiting
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._waiting:
+            trial = self._waiting.pop(0)
+        elif len(self.ledger.trials) >= self._count or time.monotonic() > self._until:
+            return Searcher.FINISHED
+        else:
+            number = max(self.ledger.trials, default=0) + 1
+            trial = self.ledger.propose(self._source(self.ledger, number))
+        (trial.folder / TUNE_ID).write_text(trial_id)
+        self.numbers[trial_id] = trial.number
+        return {"point": trial.point}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Nothing to learn here: the next proposal reads the ledger."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save, but Tune renames the file."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+# ----------------------------------------------------------------------------------------------------- the points
+
+
+def source_of(sweep: Sweep) -> Source:
+    """What proposes the points of a sweep. Other than a grid, it begins with the present settings."""
+    if sweep.search.search == "grid":
+        return listed(sweep.points())
+    propose = optuna_point if sweep.search.search == "optuna" else random_point
+    return lambda ledger, number: sweep.present if number == 1 else propose(sweep, ledger, number)
+
+
+def listed(points: list[Point]) -> Source:
+    """Points in a fixed order, as those of a grid."""
+    return lambda ledger, number: points[number - 1]
+
+
+def random_point(sweep: Sweep, ledger: Ledger, number: int) -> Point:
+    """A point drawn at random, a function of (seed, number)."""
+    rng = random.Random(f"{sweep.search.seed}/{number}")
+    return {key: dimension.at(rng.random()) for key, dimension in sweep.space.items()}
+
+
+def optuna_point(sweep: Sweep, ledger: Ledger, number: int) -> Point:
+    """What Optuna's TPE proposes after the trials of the ledger; for several metrics its multi-objective form."""
+    directions = [_DIRECTIONS[metric.mode] for metric in sweep.metrics]
+    seed = random.Random(f"{sweep.search.seed}/{number}").getrandbits(31)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
+    study = optuna.create_study(directions=directions, sampler=sampler)
+    space = {key: distribution(dimension) for key, dimension in sweep.space.items()}
+    for trial in ledger.trials.values():
+        known = _known(sweep, trial, space)
+        if known is not None:
+            study.add_trial(known)
+    asked = study.ask(space).params
+    return {key: _value(dimension, asked[key]) for key, dimension in sweep.space.items()}
+
+
+_DIRECTIONS = {"min": optuna.study.StudyDirection.MINIMIZE, "max": optuna.study.StudyDirection.MAXIMIZE}
+STARTUP_TRIALS = 5
+"""So many points are drawn at random before TPE models them."""
+
+
+def distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    """Optuna's form of a dimension; a choice by its index, for its values may be lists."""
+    if isinstance(dimension, Choice):
+        return optuna.distributions.CategoricalDistribution(range(len(dimension.values)))
+    if dimension.whole:
+        return optuna.distributions.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _value(dimension: Dimension, asked: Any) -> Any:
+    return dimension.values[asked] if isinstance(dimension, Choice) else asked
+
+
+def _known(
+    sweep: Sweep, trial: Trial, space: Mapping[str, optuna.distributions.BaseDistribution]
+) -> optuna.trial.FrozenTrial | None:
+    """A trial of the ledger as Optuna knows trials; None for one outside the space, which tells it nothing."""
+    states = optuna.trial.TrialState
+    params = {}
+    for key, dimension in sweep.space.items():
+        value = trial.point[key]
+        if not dimension.contains(value):
+            return None
+        params[key] = dimension.values.index(value) if isinstance(dimension, Choice) else value
+    values = [trial.metrics[metric.name] for metric in sweep.metrics] if trial.reports else None
+    state = {FINISHED: states.COMPLETE, FAILED: states.FAIL, None: states.RUNNING}.get(trial.status, states.PRUNED)
+    steps = {report.step: report.metrics[sweep.metric.name] for report in trial.reports}
+    return optuna.trial.create_trial(
+        state=state,
+        params=params,
+        distributions=dict(space),
+        values=values if state == states.COMPLETE else None,
+        intermediate_values=steps if len(sweep.metrics) == 1 else None,
+    )
+
+
+# -------------------------------------------------------------------------------------------------- the scheduler
+
+
+def scheduler_of(sweep: Sweep, ledger: Ledger) -> TrialScheduler:
+    """Ray Tune's scheduler for a sweep; what the ledger's ended trials reported is known to it."""
+    search = sweep.search
+    if search.scheduler == "asha":
+        return _knowing(_asha(sweep), ledger)
+    if search.scheduler == "population":
+        return PopulationBasedTraining(
+            time_attr="step",
+            metric=sweep.metric.name,
+            mode=sweep.metric.mode,
+            perturbation_interval=search.measure_every,
+            quantile_fraction=search.exploit_share or 0.25,
+            hyperparam_mutations={"point": {key: _mutation(dimension) for key, dimension in sweep.space.items()}},
+            custom_explore_fn=partial(_clamped, sweep.space),
+            log_config=False,
+        )
+    return FIFOScheduler()
+
+
+def _asha(sweep: Sweep) -> AsyncHyperBandScheduler:
+    search = sweep.search
+    longest = max(sweep.training(point).steps for point in [{}, *extremes(sweep.space)])
+    return AsyncHyperBandScheduler(
+        time_attr="step",
+        metric=sweep.metric.name,
+        mode=sweep.metric.mode,
+        grace_period=search.asha_first or search.measure_every,
+        reduction_factor=search.asha_factor or 3,
+        max_t=longest,
+        stop_last_trials=False,
+    )
+
+
+def _knowing(scheduler: TrialScheduler, ledger: Ledger) -> TrialScheduler:
+    """Let a scheduler see again what trials reported before a resume: later ones are held to the same rungs."""
+    for trial in ledger.ended:
+        if not trial.reports:
+            continue
+        seen = cast(Any, SimpleNamespace(trial_id=f"ended-{trial.number}"))
+        scheduler.on_trial_add(cast(Any, None), seen)
+        for report in trial.reports:
+            scheduler.on_trial_result(cast(Any, None), seen, {"step": report.step, **report.metrics})
+    return scheduler
+
+
+def _mutation(dimension: Dimension) -> Any:
+    """How a population draws a setting anew; a number it also multiplies by 0.8 or 1.2."""
+    return list(dimension.values) if isinstance(dimension, Choice) else partial(_drawn, dimension)
+
+
+def _drawn(dimension: Range) -> float:
+    return dimension.at(random.random())
+
+
+def _clamped(space: Mapping[str, Dimension], config: dict[str, Any]) -> dict[str, Any]:
+    """A multiplied number stays in its range."""
+    for key, dimension in space.items():
+        if isinstance(dimension, Range):
+            config["point"][key] = min(max(config["point"][key], dimension.low), dimension.high)
+    return config

@@ -1,0 +1,134 @@
+"""Writes down what happens in a sweep, from Ray Tune's events: into the ledger, into MLflow, before the person's eyes.
+
+One process writes, so sixteen trials at once give the store no more to settle than one. MLflow may be away: what it
+missed is told with the next event, and again at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+
+from ayf_core.errors import AyfError
+from pipelines.tracking import POINT_TAG, StageRun
+from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger, Report, Trial, read_json
+from sweeps.trial import FAILURE
+from sweeps.view import TrialsView
+
+STATUS_TAG = "ayf.trial.status"
+
+
+class Story(tune.Callback):
+    """Follows one run of Ray Tune.
+
+    Args:
+        numbers: of the trials, by Tune's ids.
+        open_run: opens (or goes on with) the MLflow run of a trial.
+        steps: training steps of a whole trial, by its point.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        numbers: Mapping[str, int],
+        open_run: Callable[[Trial], StageRun],
+        steps: Callable[[Trial], int],
+        view: TrialsView,
+    ) -> None:
+        self._ledger = ledger
+        self._numbers = numbers
+        self._open_run = open_run
+        self._steps = steps
+        self._metrics = view.metrics
+        self._view = view
+        self._runs: dict[int, StageRun] = {}
+        self._began: dict[int, float] = {}
+        self._behind: dict[int, str] = {}
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        number = self._numbers[trial.trial_id]
+        first = number not in self._began
+        self._began.setdefault(number, time.time())
+        if trial.config["point"] != self._ledger.trials[number].point:
+            self._ledger.move(number, trial.config["point"])
+            self._tell(number)
+        if first:
+            self._tell(number)
+            self._view.started(self._ledger.trials[number])
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        number = self._numbers[trial.trial_id]
+        if "step" not in result:
+            return
+        names = [name for name in self._metrics if name in result]
+        report = Report(result["step"], {name: result[name] for name in names})
+        if self._ledger.report(number, report):
+            self._tell(number)
+            self._view.reported(self._ledger.trials[number])
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        number = self._numbers[trial.trial_id]
+        known = self._ledger.trials[number]
+        failure = known.folder / FAILURE
+        if failure.exists():
+            self._end(number, FAILED, read_json(failure, {"message"})["message"])
+        else:
+            self._end(number, FINISHED if known.step >= self._steps(known) else STOPPED)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        lines = str(trial.get_error() or "its process died (out of memory?)").strip().splitlines()
+        self._end(self._numbers[trial.trial_id], FAILED, lines[-1])
+
+    def finish(self) -> None:
+        """Tell MLflow what it missed. Raises AyfError if it still does not take it."""
+        for number in list(self._behind):
+            self._tell(number)
+        if self._behind:
+            reason = next(iter(self._behind.values()))
+            raise AyfError(
+                f"the sweep is done, but MLflow did not take {len(self._behind)} of its trials ({reason}); "
+                "run it again with --resume and they will be told"
+            )
+
+    def interrupted(self) -> None:
+        """Close the runs of trials that were training."""
+        for number, run in self._runs.items():
+            if self._ledger.trials[number].status is None:
+                run.finish("KILLED")
+
+    def _end(self, number: int, status: str, message: str = "") -> None:
+        seconds = time.time() - self._began[number]
+        trial = self._ledger.end(number, status, seconds, message)
+        self._tell(number)
+        self._view.ended(trial)
+
+    def _tell(self, number: int) -> None:
+        """Bring the trial's run up to what the ledger says; whatever was told before is not told twice."""
+        trial = self._ledger.trials[number]
+        try:
+            run = self._runs.get(number)
+            if run is None:
+                run = self._runs[number] = self._open_run(trial)
+            tell_trial(run, trial)
+            self._behind.pop(number, None)
+        except Exception as error:  # whatever a store or a network raises: training goes on
+            self._behind[number] = (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def tell_trial(run: StageRun, trial: Trial) -> None:
+    """Log a trial's measurements, and its ending if it has ended."""
+    now = time.time()
+    run.set_tags({POINT_TAG: json.dumps(trial.point)})  # a member of a population changes it
+    run.log_metrics(
+        [
+            {"step": report.step, "time": now, "metrics": {**report.metrics, "trained_steps": float(report.step)}}
+            for report in trial.reports
+        ]
+    )
+    if trial.status is not None:
+        run.set_tags({STATUS_TAG: trial.status, **({"ayf.trial.message": trial.message} if trial.message else {})})
+        run.finish("FAILED" if trial.status == FAILED else "FINISHED")
