@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -250,6 +251,9 @@ def duration(seconds: float) -> str:
 def _searched_and_confirmed(
     place: Place, resources: Resources, parent: StageRun, trainable: Callable | None, console: Console
 ) -> Answer:
+    for variable, value in RAY_TUNE_SETTINGS.items():
+        os.environ.setdefault(variable, value)
+    prepare_environment()  # before Ray is imported
     from sweeps.search import listed, source_of
 
     sweep = place.sweep
@@ -272,11 +276,6 @@ def _searched_and_confirmed(
 @contextmanager
 def _tune(resources: Resources) -> Iterator[Callable[..., None]]:
     """A Ray for the sweep, and a function that runs the trials of a ledger on it; Ray starts when it is first used."""
-    import os
-
-    for variable, value in RAY_TUNE_SETTINGS.items():
-        os.environ.setdefault(variable, value)
-    prepare_environment()
     nested = resources.workers > 1
     # Drivers of nested trainers wait; they are given CPUs of their own, which cost nothing.
     ray_cpus = resources.at_once * (resources.cpus + (1 if nested else 0))

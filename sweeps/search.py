@@ -15,9 +15,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import optuna
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
+from scipy.stats import qmc
 
 from sweeps.definition import Sweep
 from sweeps.ledger import FAILED, FINISHED, Ledger, Trial
@@ -52,6 +54,10 @@ class Proposals(Searcher):
         self._count = count
         self._until = until
         self._waiting = ledger.waiting
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher, to restore what this project resumes from the ledger."""
+        return {}
 
     def suggest(self, trial_id: str) -> Any:
         if self._waiting:
@@ -93,16 +99,21 @@ def listed(points: list[Point]) -> Source:
 
 
 def random_point(sweep: Sweep, ledger: Ledger, number: int) -> Point:
-    """A point drawn at random, a function of (seed, number)."""
-    rng = random.Random(f"{sweep.search.seed}/{number}")
-    return {key: dimension.at(rng.random()) for key, dimension in sweep.space.items()}
+    """The point with this number of a scrambled Halton sequence: random, yet without clumps; a function of the seed."""
+    sequence = qmc.Halton(len(sweep.space), rng=np.random.default_rng(sweep.search.seed))
+    shares = sequence.random(number)[-1]
+    return {
+        key: dimension.at(float(share)) for (key, dimension), share in zip(sweep.space.items(), shares, strict=True)
+    }
 
 
 def optuna_point(sweep: Sweep, ledger: Ledger, number: int) -> Point:
     """What Optuna's TPE proposes after the trials of the ledger; for several metrics its multi-objective form."""
+    if number <= STARTUP_TRIALS:
+        return random_point(sweep, ledger, number)
     directions = [_DIRECTIONS[metric.mode] for metric in sweep.metrics]
     seed = random.Random(f"{sweep.search.seed}/{number}").getrandbits(31)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=1, constant_liar=True)
     study = optuna.create_study(directions=directions, sampler=sampler)
     space = {key: distribution(dimension) for key, dimension in sweep.space.items()}
     for trial in ledger.trials.values():
@@ -115,7 +126,7 @@ def optuna_point(sweep: Sweep, ledger: Ledger, number: int) -> Point:
 
 _DIRECTIONS = {"min": optuna.study.StudyDirection.MINIMIZE, "max": optuna.study.StudyDirection.MAXIMIZE}
 STARTUP_TRIALS = 5
-"""So many points are drawn at random before TPE models them."""
+"""So many points, the present settings among them, come before TPE models them."""
 
 
 def distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:

@@ -49,6 +49,10 @@ class Story(tune.Callback):
         self._began: dict[int, float] = {}
         self._behind: dict[int, str] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks, to restore what this project resumes from the ledger."""
+        return {}
+
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         number = self._numbers[trial.trial_id]
         first = number not in self._began
