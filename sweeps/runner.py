@@ -351,14 +351,15 @@ def _run_trials(
     random.seed(sweep.search.seed)  # a population's mutations
     nested = resources.workers > 1
     with tempfile.TemporaryDirectory(prefix="ayf-tune-") as scratch, TrialsView(sweep, ledger, console) as view:
-        story = Story(ledger, proposals.numbers, opener, lambda trial: _steps(sweep, trial), view)
+        story = Story(ledger, proposals.number_of, opener, lambda trial: _steps(sweep, trial), view)
         each: dict[str, float] = {"CPU": 1} if nested else {"CPU": resources.cpus, "GPU": resources.gpus}
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable or run_trial, job=job), each),
+            param_space=proposals.members() if population else {},
             tune_config=tune.TuneConfig(
-                search_alg=proposals,
+                search_alg=None if population else proposals,
                 scheduler=scheduler_of(sweep, ledger),
-                num_samples=count - len(ledger.ended),
+                num_samples=1 if population else count - len(ledger.ended),
                 # A whole population lives at once and takes turns.
                 max_concurrent_trials=None if population else resources.at_once,
                 reuse_actors=not nested,

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import optuna
+from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 from scipy.stats import qmc
@@ -35,6 +36,8 @@ Source = Callable[[Ledger, int], Point]
 
 class Proposals(Searcher):
     """Ray Tune's searcher: points from the ledger, then new ones from a source, until there are enough.
+
+    A population takes no searcher: its members are all there from the first moment (`members`).
 
     Args:
         ledger: where points are noted.
@@ -60,16 +63,40 @@ class Proposals(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> Any:
-        if self._waiting:
-            trial = self._waiting.pop(0)
-        elif len(self.ledger.trials) >= self._count or time.monotonic() > self._until:
+        trial = self._next()
+        if trial is None:
             return Searcher.FINISHED
-        else:
-            number = max(self.ledger.trials, default=0) + 1
-            trial = self.ledger.propose(self._source(self.ledger, number))
-        (trial.folder / TUNE_ID).write_text(trial_id)
-        self.numbers[trial_id] = trial.number
+        self._enrol(trial_id, trial.number)
         return {"point": trial.point}
+
+    def members(self) -> dict[str, Any]:
+        """Ray Tune's space of a whole population: every trial that has not ended, and those still to propose."""
+        points = {trial.number: trial.point for trial in iter(self._next, None)}
+        return {
+            "number": tune.grid_search(list(points)),
+            "point": tune.sample_from(partial(_point_of, points)),
+        }
+
+    def number_of(self, trial: Any) -> int:
+        """The number of one of Tune's trials. That of a member counts where it first starts: a copy copies it too."""
+        if trial.trial_id not in self.numbers:
+            self._enrol(trial.trial_id, trial.config["number"])
+        return self.numbers[trial.trial_id]
+
+    def _next(self) -> Trial | None:
+        if self._waiting:
+            return self._waiting.pop(0)
+        if len(self.ledger.trials) >= self._count or time.monotonic() > self._until:
+            return None
+        number = max(self.ledger.trials, default=0) + 1
+        return self.ledger.propose(self._source(self.ledger, number))
+
+    def _enrol(self, trial_id: str, number: int) -> None:
+        self.numbers[trial_id] = number
+        place = self.ledger.trials[number].folder / TUNE_ID
+        beside = place.with_name(f"{TUNE_ID}.partial")
+        beside.write_text(trial_id)
+        beside.replace(place)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing to learn here: the next proposal reads the ledger."""
@@ -80,6 +107,10 @@ class Proposals(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore."""
+
+
+def _point_of(points: Mapping[int, Point], spec: Any) -> Point:
+    return dict(points[spec.config["number"]])
 
 
 # ----------------------------------------------------------------------------------------------------- the points

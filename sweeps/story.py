@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -26,7 +26,7 @@ class Story(tune.Callback):
     """Follows one run of Ray Tune.
 
     Args:
-        numbers: of the trials, by Tune's ids.
+        number_of: the number of one of Tune's trials.
         open_run: opens (or goes on with) the MLflow run of a trial.
         steps: training steps of a whole trial, by its point.
     """
@@ -34,13 +34,13 @@ class Story(tune.Callback):
     def __init__(
         self,
         ledger: Ledger,
-        numbers: Mapping[str, int],
+        number_of: Callable[[Any], int],
         open_run: Callable[[Trial], StageRun],
         steps: Callable[[Trial], int],
         view: TrialsView,
     ) -> None:
         self._ledger = ledger
-        self._numbers = numbers
+        self._number_of = number_of
         self._open_run = open_run
         self._steps = steps
         self._metrics = view.metrics
@@ -54,7 +54,7 @@ class Story(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        number = self._numbers[trial.trial_id]
+        number = self._number_of(trial)
         first = number not in self._began
         self._began.setdefault(number, time.time())
         if trial.config["point"] != self._ledger.trials[number].point:
@@ -65,7 +65,7 @@ class Story(tune.Callback):
             self._view.started(self._ledger.trials[number])
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        number = self._numbers[trial.trial_id]
+        number = self._number_of(trial)
         if "step" not in result:
             return
         names = [name for name in self._metrics if name in result]
@@ -75,7 +75,7 @@ class Story(tune.Callback):
             self._view.reported(self._ledger.trials[number])
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        number = self._numbers[trial.trial_id]
+        number = self._number_of(trial)
         known = self._ledger.trials[number]
         failure = known.folder / FAILURE
         if failure.exists():
@@ -85,7 +85,7 @@ class Story(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         lines = str(trial.get_error() or "its process died (out of memory?)").strip().splitlines()
-        self._end(self._numbers[trial.trial_id], FAILED, lines[-1])
+        self._end(self._number_of(trial), FAILED, lines[-1])
 
     def finish(self) -> None:
         """Tell MLflow what it missed. Raises AyfError if it still does not take it."""

@@ -13,6 +13,7 @@ import json
 import math
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ from sweeps.space import Point
 POINTER = "pointer.json"
 FAILURE = "failure.json"
 TUNE_ID = "tune_id"
+ENROLMENT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +85,13 @@ def run_trial(settings: dict[str, Any], job: TrialJob) -> None:
 
 def folder_of(trials: Path, tune_id: str) -> Path:
     """The folder of the trial that Tune knows by `tune_id`: a copied member of a population keeps its own."""
-    for place in trials.iterdir():
-        note = place / TUNE_ID
-        if note.exists() and note.read_text() == tune_id:
-            return place
+    patience = time.monotonic() + ENROLMENT_SECONDS
+    while time.monotonic() < patience:
+        for place in trials.iterdir():
+            note = place / TUNE_ID
+            if note.exists() and note.read_text() == tune_id:
+                return place
+        time.sleep(0.1)  # the driver notes it when it learns that the trial has started
     raise AyfError(f"sweep folder damaged: {trials} has no trial that Ray Tune calls {tune_id}")
 
 
