@@ -9,7 +9,7 @@ A stage starts a Ray of its own, and it is kept light. CPU seconds of all Ray pr
 worker (ray 2.60; CPU seconds because they depend less than wall time on what else the machine does):
 
     usual helpers, workers started ahead             18.1
-    without two helpers (`_trainer`)                 13.3
+    without two helpers (`_light_trainer`)           13.3
     and without workers started ahead                12.3    <- chosen
     and with three workers warmed up at the start    23.6
 
@@ -58,6 +58,7 @@ WORKER_FAILURES_FORGIVEN = 3
 _POLL_SECONDS = 0.25
 _LOG_RETRY_SECONDS = 5.0
 _FAILURE = "failure.json"
+WORKERS_NOTE = "placement_group"
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -169,6 +170,7 @@ class RayContext:
         self._resumed = self._newest_checkpoint()
         self._metrics = None
         if self.rank == 0:
+            _note_workers(folder)
             resumed_step = checkpoint_step(self._resumed) if self._resumed else 0
             self._metrics = MetricsFile(folder / "metrics.jsonl", resumed_step)
 
@@ -205,6 +207,26 @@ class RayContext:
         return max(found, key=checkpoint_step, default=None)
 
 
+def _note_workers(folder: Path) -> None:
+    """Write down Ray's name of the place that the workers hold, for `release_workers`."""
+    from ray.util import get_current_placement_group
+
+    held = get_current_placement_group()
+    if held is not None:
+        (folder / WORKERS_NOTE).write_text(held.id.hex())
+
+
+def release_workers(folder: Path) -> None:
+    """End the workers of a training whose driver is gone, and free what they hold: Ray keeps it for them for ever."""
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    note = folder / WORKERS_NOTE
+    if note.exists():
+        remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(note.read_text())))
+        note.unlink()
+
+
 def _run_on_ray(
     train: TrainFunction,
     config: dict,
@@ -223,7 +245,7 @@ def _run_on_ray(
         progress.note("starting the workers")
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-        trainer = _trainer(own)(
+        trainer = _light_trainer()(
             _train_on_worker,
             train_loop_config=job,
             scaling_config=ScalingConfig(
@@ -354,16 +376,13 @@ def _ray(cpus: int) -> AbstractContextManager[OwnRay | None]:
     return nullcontext() if ray.is_initialized() else OwnRay(cpus)
 
 
-def _trainer(own: OwnRay | None) -> type:
-    """`TorchTrainer`, on a Ray of one's own without two helpers that have no use there.
+def _light_trainer() -> type:
+    """`TorchTrainer` without two helpers that have no use here, each a process that takes more than a second to start.
 
-    Each is a process that costs more than a second to start: one hands out Ray Data sets (there are none),
-    one outlives the controller to free its workers (the whole Ray ends with this process).
+    One hands out Ray Data sets (there are none); one outlives the controller to free its workers (the whole Ray ends
+    with this process, and a sweep frees those of its trials by `release_workers`).
     """
     from ray.train.torch import TorchTrainer
-
-    if own is None:
-        return TorchTrainer
 
     class LightTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list:
@@ -385,15 +404,10 @@ class OwnRay:
 
     Its files lie in a folder of its own, so other people's Ray on the same machine and left-overs of killed
     ones do not matter; nor does RAY_ADDRESS.
-
-    Args:
-        cpus: how many it may hand out.
-        dashboard: with Ray's dashboard, which the clean-up after nested trainers asks for their state.
     """
 
-    def __init__(self, cpus: int, dashboard: bool = False) -> None:
+    def __init__(self, cpus: int) -> None:
         self._cpus = cpus
-        self._dashboard = dashboard
         # Unix socket paths are limited to 107 bytes: TMPDIR may be too long, /tmp is not.
         base = "/tmp" if os.access("/tmp", os.W_OK) else None
         self._sweep(Path(base or tempfile.gettempdir()))
@@ -411,8 +425,7 @@ class OwnRay:
             ray.init(
                 address="local",
                 num_cpus=self._cpus,
-                include_dashboard=self._dashboard,
-                dashboard_host="127.0.0.1",
+                include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=100 * 2**20,  # nothing but a few small dicts passes through it

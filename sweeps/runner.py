@@ -279,7 +279,7 @@ def _tune(resources: Resources) -> Iterator[Callable[..., None]]:
     nested = resources.workers > 1
     # Drivers of nested trainers wait; they are given CPUs of their own, which cost nothing.
     ray_cpus = resources.at_once * (resources.cpus + (1 if nested else 0))
-    with _Lazily(lambda: OwnRay(ray_cpus, dashboard=nested)) as start:
+    with _Lazily(lambda: OwnRay(ray_cpus)) as start:
 
         def run(
             place: Place,
@@ -351,7 +351,7 @@ def _run_trials(
     random.seed(sweep.search.seed)  # a population's mutations
     nested = resources.workers > 1
     with tempfile.TemporaryDirectory(prefix="ayf-tune-") as scratch, TrialsView(sweep, ledger, console) as view:
-        story = Story(ledger, proposals.number_of, opener, lambda trial: _steps(sweep, trial), view)
+        story = Story(ledger, proposals.number_of, opener, lambda trial: _steps(sweep, trial), view, nested)
         each: dict[str, float] = {"CPU": 1} if nested else {"CPU": resources.cpus, "GPU": resources.gpus}
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable or run_trial, job=job), each),

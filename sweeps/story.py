@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 
 from ayf_core.errors import AyfError
+from pipelines.execution import WORKERS_NOTE, release_workers
 from pipelines.tracking import POINT_TAG, StageRun
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger, Report, Trial, read_json
 from sweeps.trial import FAILURE
 from sweeps.view import TrialsView
 
 STATUS_TAG = "ayf.trial.status"
+SECONDS_TO_DIE = 5.0
 
 
 class Story(tune.Callback):
@@ -29,6 +32,7 @@ class Story(tune.Callback):
         number_of: the number of one of Tune's trials.
         open_run: opens (or goes on with) the MLflow run of a trial.
         steps: training steps of a whole trial, by its point.
+        nested: whether trials train on workers of their own.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class Story(tune.Callback):
         open_run: Callable[[Trial], StageRun],
         steps: Callable[[Trial], int],
         view: TrialsView,
+        nested: bool,
     ) -> None:
         self._ledger = ledger
         self._number_of = number_of
@@ -45,6 +50,8 @@ class Story(tune.Callback):
         self._steps = steps
         self._metrics = view.metrics
         self._view = view
+        self._nested = nested
+        self._halted: dict[str, float] = {}
         self._runs: dict[int, StageRun] = {}
         self._began: dict[int, float] = {}
         self._behind: dict[int, str] = {}
@@ -87,6 +94,19 @@ class Story(tune.Callback):
         lines = str(trial.get_error() or "its process died (out of memory?)").strip().splitlines()
         self._end(self._number_of(trial), FAILED, lines[-1])
 
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        """Workers of a trial that was stopped or paused are nobody's: the next trial would wait for them for ever."""
+        if not self._nested:
+            return
+        for trial in trials:
+            if trial.status not in ("PAUSED", "TERMINATED", "ERROR"):
+                self._halted.pop(trial.trial_id, None)
+                continue
+            # Not at once: the trial's own controller, while it is dying, would replace workers that are taken from it.
+            halted = self._halted.setdefault(trial.trial_id, time.monotonic())
+            if time.monotonic() - halted > SECONDS_TO_DIE:
+                release_trial(self._ledger.trials[self._number_of(trial)].folder)
+
     def finish(self) -> None:
         """Tell MLflow what it missed. Raises AyfError if it still does not take it."""
         for number in list(self._behind):
@@ -121,6 +141,12 @@ class Story(tune.Callback):
             self._behind.pop(number, None)
         except Exception as error:  # whatever a store or a network raises: training goes on
             self._behind[number] = (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def release_trial(folder: Path) -> None:
+    """Free the workers of a trial that no longer runs."""
+    for note in folder.rglob(WORKERS_NOTE):
+        release_workers(note.parent)
 
 
 def tell_trial(run: StageRun, trial: Trial) -> None:

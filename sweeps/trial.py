@@ -33,7 +33,7 @@ from ayf_core.training.context import (
     write_checkpoint,
 )
 from pipelines.config import Config, RuntimeConfig
-from pipelines.execution import run_training, torch_device
+from pipelines.execution import release_workers, run_training, torch_device
 from pipelines.stage import Stage, body_of, outcome
 from sweeps.definition import Sweep
 from sweeps.ledger import Report, write_json
@@ -143,6 +143,7 @@ def _launcher(reporter: Reporter, job: TrialJob) -> Callable[..., dict]:
             found = complete_checkpoints(folder / "checkpoints")
             reporter.catch_up(folder, checkpoint_step(found[-1]) if found else 0)
 
+        release_workers(folder)  # those of an attempt whose process died
         return run_training(
             train,
             config,
