@@ -72,7 +72,7 @@ class Ledger:
         """Note a new trial before it starts."""
         number = max(self.trials, default=0) + 1
         trial = Trial(number, dict(point), self.folder / f"{number:04d}")
-        trial.folder.mkdir()
+        trial.folder.mkdir(exist_ok=True)  # a kill may have come before the note
         self.move(number, point, trial=trial)
         return trial
 

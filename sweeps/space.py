@@ -74,10 +74,7 @@ def read_space(entries: Mapping[str, Any], where: str) -> dict[str, Dimension]:
     """
     if not entries:
         raise AyfError(f"{where}: space is empty: name at least one setting of params.yaml")
-    return {
-        key: _dimension(_leaf(key, f"{where}: space"), entry, f"{where}: space: {key}")
-        for key, entry in entries.items()
-    }
+    return {key: _dimension(_leaf(key, f"{where}: space"), entry, f"{where}: space") for key, entry in entries.items()}
 
 
 def read_fixed(entries: Mapping[str, Any], where: str) -> Point:
@@ -86,9 +83,7 @@ def read_fixed(entries: Mapping[str, Any], where: str) -> Point:
     Raises:
         AyfError: as `read_space`.
     """
-    return {
-        key: _value(_leaf(key, f"{where}: fixed"), value, f"{where}: fixed: {key}") for key, value in entries.items()
-    }
+    return {key: _value(_leaf(key, f"{where}: fixed"), value, f"{where}: fixed") for key, value in entries.items()}
 
 
 def grid_points(space: Mapping[str, Dimension], where: str) -> list[Point]:
@@ -124,18 +119,22 @@ def _dimension(leaf: Setting, entry: Any, where: str) -> Dimension:
         return _range(leaf, entry, where)
     if isinstance(entry, Sequence) and not isinstance(entry, str) and entry:
         return Choice(tuple(_value(leaf, value, where) for value in entry))
-    raise AyfError(f"{where}: write a range as {{low: ..., high: ...}} or a list of values, not {entry!r}")
+    raise AyfError(f"{where}: {leaf.key}: write a range as {{low: ..., high: ...}} or a list of values, not {entry!r}")
 
 
 def _range(leaf: Setting, entry: Mapping[str, Any], where: str) -> Range:
     unknown = set(entry) - _RANGE_KEYS
     if unknown or not {"low", "high"} <= set(entry):
-        raise AyfError(f"{where}: a range has low, high and perhaps log: true; found {', '.join(map(str, entry))}")
+        raise AyfError(
+            f"{where}: {leaf.key}: a range has low, high and perhaps log: true; found {', '.join(map(str, entry))}"
+        )
     if leaf.kind not in (int, float) or leaf.is_list:
         raise AyfError(f"{where}: {leaf.key} is {leaf.allowed()}: list the values to try, as in [a, b]")
     low, high, log = _value(leaf, entry["low"], where), _value(leaf, entry["high"], where), entry.get("log", False)
     if not isinstance(log, bool) or not low < high or (log and low <= 0):
-        raise AyfError(f"{where}: needs low below high" + (" and, with log: true, low above 0" if log else ""))
+        raise AyfError(
+            f"{where}: {leaf.key}: needs low below high" + (" and, with log: true, low above 0" if log else "")
+        )
     return Range(low, high, log, whole=leaf.kind is int)
 
 
