@@ -256,12 +256,14 @@ def _sweep_run(found: Iterable[Run], sweep: str, uri: str) -> Run:
 
 
 def _trial_row(run: Run, parent: Run, settings: list[str], metrics: list[str]) -> dict[str, Any]:
-    tags, params = run.data.tags, run.data.params
+    tags = run.data.tags
+    params = {key: _value(text) for key, text in run.data.params.items()}
+    params |= json.loads(tags.get("ayf.point", "{}"))  # exact, and the latest of a trial that changes while it trains
     row = {**_times(run), "sweep": parent.data.tags.get("ayf.sweep"), "sweep_run_id": parent.info.run_id}
     row |= {"kind": tags["ayf.kind"], "status": tags.get("ayf.trial.status") or row["status"]}
     row |= {"trial": pd.to_numeric(tags.get("ayf.trial"), errors="coerce"), "confirms": tags.get("ayf.settings")}
     row |= {"trained_steps": run.data.metrics.get("trained_steps", float("nan"))}
-    row |= {key: _value(params[key]) if key in params else None for key in ["seed", *settings]}
+    row |= {key: params.get(key) for key in ["seed", *settings]}
     return row | {name: run.data.metrics.get(name, float("nan")) for name in metrics}
 
 

@@ -140,14 +140,12 @@ def _range(leaf: Setting, entry: Mapping[str, Any], where: str) -> Range:
 
 def _value(leaf: Setting, value: Any, where: str) -> Any:
     """A value of the setting's type; whole numbers stand for numbers."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     if leaf.is_list and isinstance(value, list):
-        return (
-            [_value(_item(leaf), item, where) for item in value] if leaf.accepts(value) else _refuse(leaf, value, where)
-        )
-    if leaf.kind is float and number:
+        items = [_value(_item(leaf), item, where) for item in value]
+        return items if leaf.accepts(items) else _refuse(leaf, value, where)
+    if leaf.kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    right = (value is None and leaf.nullable) or type(value) is leaf.kind
+    right = (value is None and leaf.nullable) or (type(value) is leaf.kind and not leaf.is_list)
     return value if right and leaf.accepts(value) else _refuse(leaf, value, where)
 
 
