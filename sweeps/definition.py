@@ -239,9 +239,7 @@ def _check_search(sweep: Sweep, where: str) -> None:
         raise AyfError(f"{where}: training_seeds would also draw other data: leave stages that read them out of stages")
     points = sweep.points()
     if search.search == "grid" and search.trials is not None and search.trials < len(points):
-        raise AyfError(
-            f"{where}: trials = {search.trials}, but the grid has {len(points)} points: leave trials out"
-        )
+        raise AyfError(f"{where}: trials = {search.trials}, but the grid has {len(points)} points: leave trials out")
     if search.scheduler != "asha" and (search.asha_first or search.asha_factor):
         raise AyfError(f"{where}: asha_first and asha_factor are read with scheduler: asha only; leave them out")
     if search.scheduler != "population" and search.exploit_share:

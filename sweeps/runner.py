@@ -290,8 +290,10 @@ def _tune(resources: Resources) -> Iterator[Callable[..., None]]:
             trainable: Callable | None,
             console: Console,
         ) -> None:
+            from sweeps.story import retell
+
+            retell(ledger, opener)
             if len(ledger.ended) >= count:
-                _retell(ledger, opener)
                 return
             console.print("starting Ray", highlight=False)
             start()
@@ -387,14 +389,6 @@ def _with_cadence(runtime: RuntimeConfig, sweep: Sweep) -> RuntimeConfig:
 
 def _steps(sweep: Sweep, trial: Trial) -> int:
     return sweep.training({key: value for key, value in trial.point.items() if key != "seed"}).steps
-
-
-def _retell(ledger: Ledger, opener: Callable[[Trial], StageRun]) -> None:
-    """A kill may have come between a trial's ending and MLflow's knowing of it."""
-    from sweeps.story import tell_trial
-
-    for trial in ledger.ended:
-        tell_trial(opener(trial), trial)
 
 
 # --------------------------------------------------------------------------------------------------------- MLflow

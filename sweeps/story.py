@@ -22,6 +22,7 @@ from sweeps.trial import FAILURE
 from sweeps.view import TrialsView
 
 STATUS_TAG = "ayf.trial.status"
+TOLD = "told"
 SECONDS_TO_DIE = 5.0
 
 
@@ -162,3 +163,11 @@ def tell_trial(run: StageRun, trial: Trial) -> None:
     if trial.status is not None:
         run.set_tags({STATUS_TAG: trial.status, **({"ayf.trial.message": trial.message} if trial.message else {})})
         run.finish("FAILED" if trial.status == FAILED else "FINISHED")
+        (trial.folder / TOLD).touch()
+
+
+def retell(ledger: Ledger, opened: Callable[[Trial], StageRun]) -> None:
+    """A kill may have come between a trial's ending and MLflow's knowing of it."""
+    for trial in ledger.ended:
+        if not (trial.folder / TOLD).exists():
+            tell_trial(opened(trial), trial)

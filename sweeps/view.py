@@ -58,7 +58,9 @@ def trials_table(sweep: Sweep, trials: Sequence[Trial]) -> Table:
     """The trials, best first among those that ended; the newest where there are too many to show."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     names = short_keys(list(sweep.space))
-    for heading in ("trial", *(metric.name for metric in sweep.metrics), "step", "", *names.values()):
+    for heading in ("trial", *(metric.name for metric in sweep.metrics), "step", ""):
+        table.add_column(heading, no_wrap=True)
+    for heading in names.values():
         table.add_column(heading, overflow="fold")
     shown = ranked(sweep.metric, trials)[:_ROWS]
     for trial in shown:
