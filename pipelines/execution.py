@@ -399,6 +399,10 @@ def prepare_environment() -> None:
         os.environ.setdefault(variable, value)
 
 
+_TOKEN = secrets.token_hex(32)
+"""One a process: Ray reads the token once, so the next Ray of the same process has to take the same."""
+
+
 class OwnRay:
     """A Ray of this stage's (or sweep's) own, on this machine, gone when it ends.
 
@@ -416,7 +420,7 @@ class OwnRay:
 
     def __enter__(self) -> OwnRay:
         self._saved = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
         import ray
 
         if ray.is_initialized():

@@ -15,6 +15,11 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "true")
 import pytest
 import torch
 
+from pipelines.execution import prepare_environment
+
+# Ray reads its settings when it is imported, and some tests import it before a stage or a sweep would set them.
+prepare_environment()
+
 # Settings with which a shell, DVC or Slurm would change what a stage does or where it writes.
 _FOREIGN_SETTINGS = (
     "AYF_RUNTIME",
