@@ -272,6 +272,7 @@ def open_run(
     runtime: RuntimeConfig,
     kind: str = "stage",
     parent: str | None = None,
+    code: Mapping[str, str] | None = None,
 ) -> StageRun:
     """Open the run of a stage or trial, or continue the one that `scratch/mlflow_run_id` names.
 
@@ -284,20 +285,23 @@ def open_run(
         tags: more tags; `ayf.key` finds the run of a stage killed before it could note the run's id.
         kind: stage, sweep, trial or confirmation.
         parent: the id of the run under which MLflow shows this one.
+        code: `git_tags`, where the caller knows them already.
     """
     uri = tracking_uri(root, runtime)
     client = MlflowClient(uri)
+    nested = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+    known_by = {KIND_TAG: kind, "dvc.stage": stage, **(git_tags(root) if code is None else code), **nested, **tags}
     run = _known_run(client, scratch) or _unfinished_run(client, tags.get(KEY_TAG))
+    continued = run is not None
     if run is None:
         # The key is there from the first moment: a kill before the id is noted does not double the run.
-        known_by = {KEY_TAG: tags[KEY_TAG]} if KEY_TAG in tags else {}
-        run = client.create_run(_experiment(client), run_name=run_name, tags=known_by)
+        run = client.create_run(_experiment(client), run_name=run_name, tags=dict(known_by))
     else:
         client.update_run(run.info.run_id, status="RUNNING", name=run_name)
     _remember(scratch, run.info.run_id)
     opened = StageRun(client, run, uri, runtime.system_metrics)
-    nested = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
-    opened.set_tags({KIND_TAG: kind, "dvc.stage": stage, **git_tags(root), **nested, **tags})
+    if continued:
+        opened.set_tags(known_by)
     opened.log_params(params)
     return opened
 

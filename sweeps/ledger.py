@@ -110,8 +110,10 @@ class Ledger:
         return [trial for trial in self.trials.values() if trial.status is not None]
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, to_disk: bool = True) -> None:
     """Write beside, bring to the disk, rename: whole or not at all.
+
+    Without `to_disk` only a power failure could lose it: enough for what stands elsewhere too.
 
     Raises:
         AyfError: the disk is full, or the folder may not be written.
@@ -121,7 +123,8 @@ def write_json(path: Path, content: Any) -> None:
         with beside.open("w") as file:
             file.write(json.dumps(content) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if to_disk:
+                os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
         raise AyfError(f"cannot write {path} ({error.strerror}): make room, then go on with --resume") from error
@@ -167,4 +170,5 @@ def _write_result(trial: Trial) -> None:
         "seconds": trial.seconds,
         "written": time.time(),
     }
-    write_json(trial.folder / "result.json", content)
+    # A measurement also stands in the trial's own log; how it ended stands here alone.
+    write_json(trial.folder / "result.json", content, to_disk=trial.status is not None)

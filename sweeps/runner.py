@@ -27,7 +27,7 @@ from pipelines.declarations import check_deps, fingerprint, read_declarations
 from pipelines.execution import InThread, OwnRay, prepare_environment
 from pipelines.notes import run_name
 from pipelines.stage import only_writer
-from pipelines.tracking import KEY_TAG, POINT_TAG, StageRun, last_seconds, open_run
+from pipelines.tracking import KEY_TAG, POINT_TAG, StageRun, git_tags, last_seconds, open_run
 from sweeps.answer import Answer, answer_of, confirmation_points, tell
 from sweeps.definition import Sweep, read_sweep, sweep_names
 from sweeps.ledger import Ledger, Trial, read_json, write_json
@@ -417,20 +417,24 @@ def _open_parent(place: Place) -> StageRun:
 
 
 def _trial_opener(place: Place, parent: StageRun) -> Callable[[Trial], StageRun]:
+    code = git_tags(place.root)
+
     def opened(trial: Trial) -> StageRun:
         name = run_name(f"trial {trial.number}", _differing(place.sweep, trial))
         tags = {"ayf.trial": str(trial.number), "ayf.trial.status": "running"}
-        return _open_child(place, parent, trial, name, "trial", tags)
+        return _open_child(place, parent, trial, name, "trial", {**code, **tags})
 
     return opened
 
 
 def _confirmation_opener(place: Place, parent: StageRun, answer: Answer) -> Callable[[Trial], StageRun]:
+    code = git_tags(place.root)
+
     def opened(trial: Trial) -> StageRun:
         which = "current" if answer.is_present(place.sweep, trial.point) else "best"
         confirms = {"ayf.trial": str(answer.best.number)} if which == "best" and answer.best else {}
         name = f"confirm {which} settings, seed {trial.point['seed']}"
-        return _open_child(place, parent, trial, name, "confirmation", {"ayf.settings": which, **confirms})
+        return _open_child(place, parent, trial, name, "confirmation", {**code, "ayf.settings": which, **confirms})
 
     return opened
 
@@ -451,6 +455,7 @@ def _open_child(place: Place, parent: StageRun, trial: Trial, name: str, kind: s
         runtime=place.runtime,
         kind=kind,
         parent=parent.id,
+        code={},
     )
 
 

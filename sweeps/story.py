@@ -153,7 +153,6 @@ def release_trial(folder: Path) -> None:
 def tell_trial(run: StageRun, trial: Trial) -> None:
     """Log a trial's measurements, and its ending if it has ended."""
     now = time.time()
-    run.set_tags({POINT_TAG: json.dumps(trial.point)})  # a member of a population changes it
     run.log_metrics(
         [
             {"step": report.step, "time": now, "metrics": {**report.metrics, "trained_steps": float(report.step)}}
@@ -161,7 +160,9 @@ def tell_trial(run: StageRun, trial: Trial) -> None:
         ]
     )
     if trial.status is not None:
-        run.set_tags({STATUS_TAG: trial.status, **({"ayf.trial.message": trial.message} if trial.message else {})})
+        message = {"ayf.trial.message": trial.message} if trial.message else {}
+        # A member of a population has changed its settings.
+        run.set_tags({STATUS_TAG: trial.status, POINT_TAG: json.dumps(trial.point), **message})
         run.finish("FAILED" if trial.status == FAILED else "FINISHED")
         (trial.folder / TOLD).touch()
 
