@@ -170,7 +170,7 @@ def distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
 
 
 def _value(dimension: Dimension, asked: Any) -> Any:
-    return dimension.values[asked] if isinstance(dimension, Choice) else asked
+    return dimension.values[asked] if isinstance(dimension, Choice) else dimension.neat(asked)
 
 
 def _known(
@@ -257,5 +257,5 @@ def _clamped(space: Mapping[str, Dimension], config: dict[str, Any]) -> dict[str
     """A multiplied number stays in its range."""
     for key, dimension in space.items():
         if isinstance(dimension, Range):
-            config["point"][key] = min(max(config["point"][key], dimension.low), dimension.high)
+            config["point"][key] = dimension.neat(config["point"][key])
     return config

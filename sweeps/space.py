@@ -37,8 +37,12 @@ class Range:
             found = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
         else:
             found = self.low + share * (self.high - self.low)
-        found = min(max(found, self.low), self.high)
-        return round(found) if self.whole else found
+        return self.neat(found)
+
+    def neat(self, value: float) -> float:
+        """The number in the range with four digits: a person will read it in params.yaml."""
+        rounded = round(value) if self.whole else float(f"{value:.4g}")
+        return min(max(rounded, self.low), self.high)
 
 
 @dataclass(frozen=True)
