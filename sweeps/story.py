@@ -1,12 +1,15 @@
 """Writes down what happens in a sweep, from Ray Tune's events: into the ledger, into MLflow, before the person's eyes.
 
-One process writes, so sixteen trials at once give the store no more to settle than one. MLflow may be away: what it
-missed is told with the next event, and again at the end.
+One thread of one process writes to MLflow, so sixteen trials at once give the store no more to settle than one, and a
+slow store delays nobody: what happened meanwhile is told at once. MLflow may be away: what it missed is told with the
+trial's next event, and again at the end.
 """
 
 from __future__ import annotations
 
 import json
+import queue
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +59,10 @@ class Story(tune.Callback):
         self._runs: dict[int, StageRun] = {}
         self._began: dict[int, float] = {}
         self._behind: dict[int, str] = {}
+        self._told: dict[int, Trial] = {}
+        self._pending: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, daemon=True, name="tell-mlflow")
+        self._writer.start()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks, to restore what this project resumes from the ledger."""
@@ -109,9 +116,11 @@ class Story(tune.Callback):
                 release_trial(self._ledger.trials[self._number_of(trial)].folder)
 
     def finish(self) -> None:
-        """Tell MLflow what it missed. Raises AyfError if it still does not take it."""
+        """Wait until MLflow knows everything. Raises AyfError if it does not take it."""
+        self._pending.put(None)
+        self._writer.join()
         for number in list(self._behind):
-            self._tell(number)
+            self._tell_now(number)
         if self._behind:
             reason = next(iter(self._behind.values()))
             raise AyfError(
@@ -121,6 +130,8 @@ class Story(tune.Callback):
 
     def interrupted(self) -> None:
         """Close the runs of trials that were training."""
+        self._pending.put(None)
+        self._writer.join(timeout=SECONDS_TO_DIE)
         for number, run in self._runs.items():
             if self._ledger.trials[number].status is None:
                 run.finish("KILLED")
@@ -132,6 +143,14 @@ class Story(tune.Callback):
         self._view.ended(trial)
 
     def _tell(self, number: int) -> None:
+        self._pending.put(number)
+
+    def _write(self) -> None:
+        while (number := self._pending.get()) is not None:
+            if self._told.get(number) is not self._ledger.trials[number]:
+                self._tell_now(number)
+
+    def _tell_now(self, number: int) -> None:
         """Bring the trial's run up to what the ledger says; whatever was told before is not told twice."""
         trial = self._ledger.trials[number]
         try:
@@ -139,6 +158,7 @@ class Story(tune.Callback):
             if run is None:
                 run = self._runs[number] = self._open_run(trial)
             tell_trial(run, trial)
+            self._told[number] = trial
             self._behind.pop(number, None)
         except Exception as error:  # whatever a store or a network raises: training goes on
             self._behind[number] = (str(error).strip() or type(error).__name__).splitlines()[0]
