@@ -4,7 +4,8 @@
 
 Baseline: the same trivial objective (three reports, no training) through `ray.tune.Tuner` with ASHA, random search, the
 same Ray, the same number at once. Runs alternate, each in a process of its own; counted are the seconds from the
-Tuner's call to its return (here, until MLflow knows everything too), divided by the trials. Starting Ray and importing is in neither.
+Tuner's call to its return (here, until MLflow knows everything too), divided by the trials. Starting Ray and importing
+is in neither.
 """
 
 from __future__ import annotations
