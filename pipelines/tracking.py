@@ -47,6 +47,8 @@ OUTPUT_TAG = "ayf.output."
 KEY_TAG = "ayf.key"
 POINT_TAG = "ayf.point"
 """A trial's searched settings as JSON: exact, and the latest of a trial that changes them while it trains."""
+FIXED_TAG = "ayf.fixed"
+"""What every trial of a sweep has instead of params.yaml's values, as JSON."""
 BEST_TAG = "ayf.best"
 """Of a sweep: the id of its best trial's run."""
 KIND_TAG = "ayf.kind"
@@ -331,7 +333,8 @@ def settings_of_run(name: str, root: Path, runtime: RuntimeConfig | None = None)
             raise AyfError(f"{run.info.run_name} has no best trial: let it end (--resume), or name one of its trials")
         run = client.get_run(best)
     if POINT_TAG in run.data.tags:
-        return str(run.info.run_name), json.loads(run.data.tags[POINT_TAG])
+        fixed = json.loads(run.data.tags.get(FIXED_TAG, "{}"))
+        return str(run.info.run_name), {**fixed, **json.loads(run.data.tags[POINT_TAG])}
     return str(run.info.run_name), {key: yaml.safe_load(value) for key, value in run.data.params.items()}
 
 

@@ -24,6 +24,7 @@ from sweeps.space import Dimension, Point, Range, extremes, grid_points, read_fi
 
 _METRIC = re.compile(r"(?P<measure>\w+)/nfe_(?P<nfe>\d+)")
 _MODEL = "models/"
+_VELOCITY_STAGES = ("train_teacher", "train_weak_teacher")
 
 
 @dataclass
@@ -182,7 +183,7 @@ def _chain(root: Path, names: list[str], where: str) -> tuple[Declaration, ...]:
 def _metric(name: str, config: schema.Config, last: Declaration, where: str) -> Metric:
     match = _METRIC.fullmatch(name)
     measures = BETTER[config.data.kind]
-    velocity = last.base in ("train_teacher", "train_weak_teacher")
+    velocity = last.base in _VELOCITY_STAGES
     counts = config.evaluation.teacher_evaluations if velocity else config.evaluation.steps
     known = [f"{measure}/nfe_{nfe}" for measure in measures for nfe in counts]
     if match is None or name not in known:
@@ -235,10 +236,11 @@ def _check_search(sweep: Sweep, where: str) -> None:
         raise AyfError(f"{where}: trials is missing: say how many, search: {search.search} has no end by itself")
     if search.search != "grid" and search.training_seeds:
         raise AyfError(f"{where}: training_seeds is read with search: grid only; use confirm_seeds for the best")
-    if search.training_seeds and any("data" in stage.params for stage in sweep.chain):
-        raise AyfError(f"{where}: training_seeds would also draw other data: leave stages that read them out of stages")
+    seeded = next((name for name in ("training_seeds", "confirm_seeds") if getattr(search, name)), None)
+    if seeded and any("data" in stage.params for stage in sweep.chain):
+        raise AyfError(f"{where}: {seeded} would also draw other data: leave stages that read them out of stages")
     points = sweep.points()
-    if search.search == "grid" and search.trials is not None and search.trials < len(points):
+    if search.search == "grid" and search.trials not in (None, len(points)):
         raise AyfError(f"{where}: trials = {search.trials}, but the grid has {len(points)} points: leave trials out")
     if search.scheduler != "asha" and (search.asha_first or search.asha_factor):
         raise AyfError(f"{where}: asha_first and asha_factor are read with scheduler: asha only; leave them out")
@@ -250,6 +252,7 @@ def _check_search(sweep: Sweep, where: str) -> None:
         )
     if search.scheduler == "population":
         _check_population(sweep, where)
+    _check_guidance_scale(sweep, where)
     steps = sweep.training({}).steps
     if search.measure_every > steps:
         raise AyfError(
@@ -257,7 +260,22 @@ def _check_search(sweep: Sweep, where: str) -> None:
         )
 
 
+def _check_guidance_scale(sweep: Sweep, where: str) -> None:
+    scale, guidance = sweep.search.guidance_scale, sweep.config.distill.guidance
+    if scale is None:
+        return
+    if sweep.chain[-1].base in _VELOCITY_STAGES or guidance.kind == "none":
+        raise AyfError(f"{where}: guidance_scale: the measured model takes none: leave it out")
+    low, high = guidance.scale_min, guidance.scale_max
+    if not low <= scale <= high:
+        raise AyfError(
+            f"{where}: guidance_scale = {scale:g}: the student learns {low:g} to {high:g} only; choose within"
+        )
+
+
 def _check_population(sweep: Sweep, where: str) -> None:
+    if sweep.search.hours:
+        raise AyfError(f"{where}: hours stops no population, whose members all start at once: leave it out")
     if sweep.trials < 4:
         raise AyfError(f"{where}: a population needs 4 trials or more, not {sweep.trials}")
     if len(sweep.chain) > 1:

@@ -54,7 +54,7 @@ def resources_of(sweep: Sweep, runtime: RuntimeConfig) -> Resources:
 
 
 def longest_seconds(sweep: Sweep, known: dict[str, float], at_once: int) -> float | None:
-    """An upper bound: every trial to its end. None where a stage of the chain never ran here.
+    """Every trial to its end, as long as a run of the stage took. None where a stage of the chain never ran here.
 
     Args:
         known: seconds that the last finished run of a stage took, by its name.

@@ -13,9 +13,10 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from pipelines.declarations import check_deps, fingerprint, read_declarations
 from pipelines.execution import InThread, OwnRay, prepare_environment
 from pipelines.notes import run_name
 from pipelines.stage import only_writer
-from pipelines.tracking import KEY_TAG, POINT_TAG, StageRun, git_tags, last_seconds, open_run
+from pipelines.tracking import FIXED_TAG, KEY_TAG, POINT_TAG, StageRun, git_tags, last_seconds, open_run
 from sweeps.answer import Answer, answer_of, confirmation_points, tell
 from sweeps.definition import Sweep, read_sweep, sweep_names
 from sweeps.ledger import Ledger, Trial, read_json, write_json
@@ -234,7 +235,7 @@ def _plan(place: Place, resources: Resources, parent: StageRun) -> str:
     if seconds is None:
         time_words = "no stage of the chain has finished here yet, so how long it takes is unknown"
     else:
-        time_words = f"at most about {duration(seconds)}, by the last run of {sweep.chain[-1].name}"
+        time_words = f"about {duration(seconds)} if none stops early, by the last run of {sweep.chain[-1].name}"
     done = f", {len(ledger.ended)} of them done" if ledger.ended else ""
     return f"sweep {sweep.name}: {sweep.trials} trials{done}; {resources.sentence()}; {time_words}"
 
@@ -258,8 +259,9 @@ def _searched_and_confirmed(
 
     sweep = place.sweep
     search = Ledger(place.search)
-    with _tune(resources) as run:
-        run(place, search, source_of(sweep), sweep.trials, _trial_opener(place, parent), trainable, console)
+    with ExitStack() as stack:
+        run = partial(_run_trials, resources=resources, stack=stack, trainable=trainable, console=console)
+        run(place, search, source_of(sweep), sweep.trials, _trial_opener(place, parent))
         answer = answer_of(sweep, search)
         points = confirmation_points(sweep, answer)
         confirmation = Ledger(place.confirmation)
@@ -269,76 +271,44 @@ def _searched_and_confirmed(
                 place, sweep=dataclasses.replace(sweep, search=dataclasses.replace(sweep.search, scheduler="none"))
             )
             opener = _confirmation_opener(confirming, parent, answer)
-            run(confirming, confirmation, listed(points), len(points), opener, trainable, console)
+            run(confirming, confirmation, listed(points), len(points), opener)
     return answer.confirmed(sweep, confirmation)
 
 
-@contextmanager
-def _tune(resources: Resources) -> Iterator[Callable[..., None]]:
-    """A Ray for the sweep, and a function that runs the trials of a ledger on it; Ray starts when it is first used."""
-    nested = resources.workers > 1
-    # Drivers of nested trainers wait; they are given CPUs of their own, which cost nothing.
-    ray_cpus = resources.at_once * (resources.cpus + (1 if nested else 0))
-    with _Lazily(lambda: OwnRay(ray_cpus)) as start:
+def _start_ray(stack: ExitStack, resources: Resources, console: Console) -> None:
+    """One Ray for search and confirmation, started when the first of them has something to run."""
+    import ray
 
-        def run(
-            place: Place,
-            ledger: Ledger,
-            source: Any,
-            count: int,
-            opener: Callable[[Trial], StageRun],
-            trainable: Callable | None,
-            console: Console,
-        ) -> None:
-            from sweeps.story import retell
-
-            retell(ledger, opener)
-            if len(ledger.ended) >= count:
-                return
-            console.print("starting Ray", highlight=False)
-            start()
-            _run_trials(place, resources, ledger, source, count, opener, trainable, console)
-
-        yield run
-
-
-class _Lazily:
-    """A context that is entered only if it is asked for."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-        self._entered: Any = None
-
-    def __enter__(self) -> Callable[[], None]:
-        return self._start
-
-    def _start(self) -> None:
-        if self._entered is None:
-            entered = self._make()
-            entered.__enter__()
-            self._entered = entered
-
-    def __exit__(self, *error: Any) -> None:
-        if self._entered is not None:
-            self._entered.__exit__(*error)
+    if not ray.is_initialized():
+        console.print("starting Ray", highlight=False)
+        # Drivers of nested trainers wait; they are given CPUs of their own, which cost nothing.
+        drivers = 1 if resources.workers > 1 else 0
+        stack.enter_context(OwnRay(resources.at_once * (resources.cpus + drivers)))
 
 
 def _run_trials(
     place: Place,
-    resources: Resources,
     ledger: Ledger,
     source: Any,
     count: int,
     opener: Callable[[Trial], StageRun],
+    *,
+    resources: Resources,
+    stack: ExitStack,
     trainable: Callable | None,
     console: Console,
 ) -> None:
+    """Run what a ledger still lacks of `count` trials."""
     from ray import tune
 
     from sweeps.search import Proposals, scheduler_of
-    from sweeps.story import Story
+    from sweeps.story import Story, retell
     from sweeps.trial import TrialJob, run_trial
 
+    retell(ledger, opener)
+    if len(ledger.ended) >= count:
+        return
+    _start_ray(stack, resources, console)
     sweep = place.sweep
     job = TrialJob(
         root=place.root,
@@ -450,6 +420,7 @@ def _open_child(place: Place, parent: StageRun, trial: Trial, name: str, kind: s
             KEY_TAG: f"{place.key}/{kind}/{trial.number}",
             "ayf.sweep": place.sweep.name,
             POINT_TAG: json.dumps(trial.point),
+            FIXED_TAG: json.dumps(place.sweep.fixed),
             **tags,
         },
         runtime=place.runtime,

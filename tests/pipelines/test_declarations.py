@@ -13,6 +13,8 @@ DECLARED = read_declarations(REPOSITORY)
 ORCHESTRATION = {"config", "declarations", "execution", "stage", "stages", "tracking"}
 # A job's settings come from here; what it does with a trained model concerns training stages alone.
 NO_TRAINING = {"encode_latents", "evaluate"}
+# Draws reports/dashboard.html, which is no output: a change of it rebuilds nothing.
+BY_PRODUCT = {"dashboards/page.py"}
 
 
 def imported_files(path: Path) -> set[str]:
@@ -47,6 +49,7 @@ def test_a_stage_depends_on_its_own_file_and_on_what_that_imports(name: str) -> 
         wanted.discard("pipelines/training.py")
     ours = {f for f in wanted if not (f.startswith("pipelines/") and Path(f).stem in ORCHESTRATION)}
     missing = {f for f in ours - {"ayf_core/errors.py"} if not covered(f, declaration)}
+    missing -= BY_PRODUCT
     assert not missing
 
 

@@ -89,6 +89,7 @@ WRONG = {
     "a scheduler's option without it": ("scheduler: asha", "scheduler: none\nasha_first: 100", "scheduler: asha only"),
     "rarer measurements than steps": ("measure_every: 200", "measure_every: 20000", "above the 2000 steps"),
     "a range in a grid": ("search: optuna\ntrials: 4", "search: grid", "cannot enumerate"),
+    "a scale that the student does not learn": ("search:", "guidance_scale: 9.0\nsearch:", "learns 1 to 1.5 only"),
     "a misspelt key of the file": ("scheduler:", "schedular:", "did you mean scheduler"),
     "settings that do not agree": (
         "space:",
@@ -106,6 +107,14 @@ def test_a_mistake_is_one_line_that_names_it(case: str, tmp_path: Path, config: 
         read(tmp_path, config, FILE.replace(old, new))
     assert "\n" not in str(error.value)
     assert "mine.yaml" in str(error.value)
+
+
+def test_a_grid_takes_no_other_number_of_trials_than_it_has_points(tmp_path: Path, config: Config) -> None:
+    text = FILE.replace("search: optuna", "search: grid").replace(
+        "{low: 1.0e-4, high: 1.0e-2, log: true}", "[0.1, 0.2]"
+    )
+    with pytest.raises(AyfError, match="trials = 4, but the grid has 2 points"):
+        read(tmp_path, config, text)
 
 
 def test_what_does_not_fit_the_machine_is_refused_with_the_arithmetic(
