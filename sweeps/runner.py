@@ -132,6 +132,7 @@ def run_sweep(
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
+            console.print(f"interrupted: `ayf sweep {name} --resume` goes on from here", highlight=False)
             raise
         finally:
             parent.finish(status)

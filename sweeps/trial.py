@@ -36,7 +36,7 @@ from pipelines.config import Config, RuntimeConfig
 from pipelines.execution import release_workers, run_training, torch_device
 from pipelines.stage import Stage, body_of, outcome
 from sweeps.definition import Sweep
-from sweeps.ledger import Report, write_json
+from sweeps.ledger import write_json
 from sweeps.quality import QualityWatch
 from sweeps.space import Point
 
@@ -76,8 +76,9 @@ def run_trial(settings: dict[str, Any], job: TrialJob) -> None:
         settings: `point`, the searched settings.
     """
     folder = folder_of(job.trials, tune.get_context().get_trial_id())
+    (folder / FAILURE).unlink(missing_ok=True)  # of an attempt before a resume
     try:
-        train(settings["point"], folder, job, TuneReporter(folder, job))
+        train(settings["point"], folder, job, Reporter(folder, job))
     except AyfError as error:
         # To return is to end: the same settings would fail the same way again.
         write_json(folder / FAILURE, {"message": str(error)})
@@ -177,35 +178,13 @@ class TrialContext(LocalContext):
 
 
 class Reporter:
-    """Hands measurements on in the order of their steps, each once."""
-
-    def __init__(self, job: TrialJob) -> None:
-        self.names = [metric.name for metric in job.sweep.metrics]
-        self.reported = 0
-
-    def catch_up(self, training: Path, step: float) -> None:
-        """Report what `metrics.jsonl` of a training folder holds up to a step and was not reported yet."""
-        path = training / "metrics.jsonl"
-        for _, record in read_metrics(path) if path.exists() else []:
-            measured = {name: record["metrics"][name] for name in self.names if name in record["metrics"]}
-            if len(measured) == len(self.names) and self.reported < record["step"] <= step:
-                self.reported = record["step"]
-                self.report(Report(record["step"], measured), training)
-
-    def take_over(self, training: Path) -> None:
-        """Begin where another trial is, if this one is to."""
-
-    def report(self, report: Report, training: Path) -> None:
-        raise NotImplementedError
-
-
-class TuneReporter(Reporter):
-    """Reports to Ray Tune, which may end this process there; begins where Tune says."""
+    """Hands measurements on to Ray Tune in the order of their steps, each once; Tune may end this process there."""
 
     def __init__(self, folder: Path, job: TrialJob) -> None:
-        super().__init__(job)
         self._folder = folder
+        self._names = [metric.name for metric in job.sweep.metrics]
         self._population = job.keeps_every_checkpoint
+        self._reported = 0
 
     def take_over(self, training: Path) -> None:
         """Copy the checkpoint that Tune points to, if it is another trial's: an exploit."""
@@ -216,35 +195,39 @@ class TuneReporter(Reporter):
             donor, step = Path(pointer["training"]), pointer["step"]
             if donor != training:
                 self._copy(donor, step, training)
-            self.reported = step
+            self._reported = step
         elif self._population:
             # A resumed population exploits by what its members reach now, not by their past.
             found = complete_checkpoints(training / "checkpoints")
-            self.reported = checkpoint_step(found[-1]) - 1 if found else 0
+            self._reported = checkpoint_step(found[-1]) - 1 if found else 0
+
+    def catch_up(self, training: Path, step: float) -> None:
+        """Report what `metrics.jsonl` of a training folder holds up to a step and was not reported yet."""
+        path = training / "metrics.jsonl"
+        for _, record in read_metrics(path) if path.exists() else []:
+            measured = {name: record["metrics"][name] for name in self._names if name in record["metrics"]}
+            if len(measured) == len(self._names) and self._reported < record["step"] <= step:
+                self._reported = record["step"]
+                self._report(record["step"], measured, training)
 
     def _copy(self, donor: Path, step: int, training: Path) -> None:
         name = f"step_{step:08d}"
-        for part in ("checkpoints", "ema", "metrics.jsonl"):
-            place = training / part
-            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
-        write_checkpoint(
-            training / "checkpoints",
-            step,
-            partial(_copy_tree, donor / "checkpoints" / name),
-        )
+        # The whole scratch: with settings it had once before, a member would find that training finished.
+        shutil.rmtree(training.parent, ignore_errors=True)
+        write_checkpoint(training / "checkpoints", step, partial(_copy_tree, donor / "checkpoints" / name))
         if (donor / "ema").exists():
             shutil.copytree(donor / "ema", training / "ema")
         copies = self._folder / "copies.jsonl"
         with copies.open("a") as file:
             file.write(json.dumps({"step": step, "from": str(donor)}) + "\n")
 
-    def report(self, report: Report, training: Path) -> None:
-        metrics = {"step": report.step, **report.metrics}
-        if not (training / "checkpoints" / f"step_{report.step:08d}").exists():
+    def _report(self, step: int, measured: Mapping[str, float], training: Path) -> None:
+        metrics = {"step": step, **measured}
+        if not (training / "checkpoints" / f"step_{step:08d}").exists():
             tune.report(metrics)  # of the last step no checkpoint is kept
             return
         with tempfile.TemporaryDirectory() as place:
-            (Path(place) / POINTER).write_text(json.dumps({"training": str(training), "step": report.step}))
+            (Path(place) / POINTER).write_text(json.dumps({"training": str(training), "step": step}))
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(place))
 
 

@@ -175,4 +175,6 @@ def test_samples_of_several_models_stand_side_by_side(page: Any, pages: dict[str
 def test_the_comparison_names_runs_and_figures(page: Any, pages: dict[str, str]) -> None:
     page.goto(pages["Evaluations compared"])
     for text in ("evaluate emd", "evaluate lmd", "fd/nfe_2"):
-        page.get_by_text(text).first.wait_for()
+        found = page.get_by_text(text).first
+        found.wait_for()
+        assert found.is_visible()

@@ -22,7 +22,7 @@ from pipelines.cli import main
 from pipelines.config import RuntimeConfig, load_config
 from pipelines.stage import run_stage
 from pipelines.tracking import ensure_store
-from sweeps.ledger import FINISHED, STOPPED, Ledger
+from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger
 from sweeps.runner import run_sweep
 
 SCRIPT = Path(__file__).with_name("sweep_project.py")
@@ -231,6 +231,17 @@ def test_asha_stops_the_weak_trial(project: Path) -> None:
     assert weak.step < 12
 
 
+def test_a_trial_that_diverges_fails_with_the_reason_and_the_others_go_on(project: Path) -> None:
+    sweep_project.write_sweep(project, grid(1e30, 1e-3))
+    run_sweep(project, "tiny", LOCAL)
+    diverged, good = ledger_of(project).trials.values()
+    assert (diverged.status, good.status) == (FAILED, FINISHED)
+    assert "has diverged" in diverged.message
+    runs = {int(run.data.tags["ayf.trial"]): run for run in runs_of(project)["trial"]}
+    assert (runs[1].info.status, runs[2].info.status) == ("FAILED", "FINISHED")
+    assert runs[1].data.tags["ayf.trial.message"] == diverged.message
+
+
 def test_workers_of_a_stopped_trial_do_not_keep_the_next_one_waiting(project: Path) -> None:
     sweep_project.write_sweep(project, with_settings(grid(1e-3, 5.0, 2e-3), scheduler="asha", asha_factor="2"))
     run_sweep(project, "tiny", RuntimeConfig(mode="ray", workers=2, device="cpu", log_every=4))
@@ -268,3 +279,13 @@ def test_a_population_copies_the_checkpoint_of_a_better_member(project: Path) ->
         int(run.data.tags["ayf.trial"]): json.loads(run.data.tags["ayf.point"]) for run in runs_of(project)["trial"]
     }
     assert tags == {number: trial.point for number, trial in trials.items()}
+
+
+def test_a_member_that_returns_to_settings_it_had_trains_on(project: Path) -> None:
+    choices = with_settings(SWEEP, scheduler="population", measure_every="2", exploit_share="0.5")
+    few = "\n".join(
+        f"  {LEARNING_RATE}: [0.001, 0.002]" if LEARNING_RATE in line else line for line in choices.splitlines()
+    )
+    sweep_project.write_sweep(project, few + "\n")
+    run_sweep(project, "tiny", LOCAL)
+    assert {(trial.status, trial.step) for trial in ledger_of(project).trials.values()} == {(FINISHED, 12)}
