@@ -279,13 +279,3 @@ def test_a_population_copies_the_checkpoint_of_a_better_member(project: Path) ->
         int(run.data.tags["ayf.trial"]): json.loads(run.data.tags["ayf.point"]) for run in runs_of(project)["trial"]
     }
     assert tags == {number: trial.point for number, trial in trials.items()}
-
-
-def test_a_member_that_returns_to_settings_it_had_trains_on(project: Path) -> None:
-    choices = with_settings(SWEEP, scheduler="population", measure_every="2", exploit_share="0.5")
-    few = "\n".join(
-        f"  {LEARNING_RATE}: [0.001, 0.002]" if LEARNING_RATE in line else line for line in choices.splitlines()
-    )
-    sweep_project.write_sweep(project, few + "\n")
-    run_sweep(project, "tiny", LOCAL)
-    assert {(trial.status, trial.step) for trial in ledger_of(project).trials.values()} == {(FINISHED, 12)}
