@@ -10,6 +10,17 @@ class AyfError(Exception):
     """A problem the user can mend: one line that names the thing and the remedy."""
 
 
+class Preempted(AyfError):
+    """A training that was asked to stop has done so at `step`, with a checkpoint of it."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step} with a checkpoint: the same command goes on from it")
+        self.step = step
+
+    def __reduce__(self) -> tuple[type[Preempted], tuple[int]]:
+        return Preempted, (self.step,)  # the usual way would make it anew from its message
+
+
 def require(module: str, *, extra: str, needed_for: str) -> ModuleType:
     """Import `module`, or say which extra of the package brings it.
 

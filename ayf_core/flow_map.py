@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ayf_core.errors import AyfError
+from ayf_core.files import first_line, read_json
 from ayf_core.interpolants import expand
 from ayf_core.networks import MeanVelocityNetwork, NetworkSpec, build_network
 
@@ -117,11 +118,13 @@ def read_card(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise AyfError(f"no model in '{folder}': {path.name} is missing; name a folder that a training stage wrote")
     try:
-        card = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not even text
+        card = read_json(path)
+    except (OSError, ValueError) as error:  # not JSON, or not even text
         raise AyfError(f"'{path}' is damaged ({error}): train or download the model again") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise AyfError(f"'{path}' is not a model of this library: name a folder that a training stage wrote")
+    if not isinstance(card.get("version", 0), int):
+        raise AyfError(f"'{path}' has no version that can be read: train or download the model again")
     if card.get("version", 0) > VERSION:
         raise AyfError(f"'{path}' has version {card['version']}, newer than this library reads ({VERSION}): upgrade")
     return card
@@ -144,6 +147,16 @@ def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tupl
         with torch.random.fork_rng():
             network = build_network(NetworkSpec.from_dict(card["network"]))
         network.load_state_dict(safetensors.torch.load(payload))
-    except (SafetensorError, KeyError, RuntimeError, TypeError) as error:
-        raise AyfError(f"'{path}' does not fit its model.json ({str(error).splitlines()[0]})") from None
+    except (
+        SafetensorError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
+        raise AyfError(
+            f"'{path}' does not fit its model.json ({first_line(error)}): train or download the model again"
+        ) from None
     return network.eval().requires_grad_(False).to(device), card

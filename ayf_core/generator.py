@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ayf_core.data.codecs import Codec, load_codec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.errors import AyfError
+from ayf_core.files import read_json
 from ayf_core.flow_map import FlowMap, load_network, read_card
 from ayf_core.networks import MeanVelocityNetwork, NetworkSpec
 from ayf_core.samplers import Grid, Samples, SamplingSettings, sample_flow_map, solve_ode, uniform_grid
@@ -78,8 +79,11 @@ class Generator:
             )
         if ema_std is not None:
             network.load_state_dict(reconstruct(load_snapshots(folder / "ema"), ema_std))
-        statistics = card["latent_space"]
-        space = LatentSpace(torch.tensor(statistics["shift"]), torch.tensor(statistics["scale"]))
+        try:
+            statistics = card["latent_space"]
+            space = LatentSpace(torch.tensor(statistics["shift"]), torch.tensor(statistics["scale"]))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise AyfError(f"'{folder}' has no latent statistics that can be read ({error}): train it again") from None
         codec = load_codec(folder / "codec")
         if isinstance(codec, nn.Module):
             codec.to(device)
@@ -174,7 +178,7 @@ def read_sampling(folder: Path) -> dict[int, dict[str, Any]]:
         return {}
     remedy = "delete it, or run `ayf tune-sampling` on the model again"
     try:
-        document = json.loads(path.read_text())
+        document = read_json(path)
         if not isinstance(document, dict) or document.get("format") != _FORMAT:
             raise AyfError("it holds no sampling settings of this library")
         if document["version"] != _VERSION:

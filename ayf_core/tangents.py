@@ -25,6 +25,8 @@ from ayf_core.errors import AyfError
 from ayf_core.networks.attention import forward_mode_attention
 
 FINITE_DIFFERENCE_STEP = 5e-3
+FUSED_SHARDS_SINCE = "2.13"  # compared as versions are, not as words
+"""The first torch whose FSDP2 lets `torch.func.jvp` through; the hooks of 2.11 stop it (pytorch issue 182641)."""
 
 
 class Point(NamedTuple):
@@ -120,6 +122,11 @@ def fused(network: nn.Module, point: Point, direction: Direction) -> tuple[Tenso
         raise AyfError(
             "tangent back end 'fused' would train without synchronising gradients across workers: "
             "use 'split', or one worker"
+        )
+    if hasattr(network, "set_requires_gradient_sync") and torch.__version__ < FUSED_SHARDS_SINCE:
+        raise AyfError(
+            f"tangent back end 'fused' passes through sharded networks since torch {FUSED_SHARDS_SINCE}, "
+            f"here is {torch.__version__}: use 'split'"
         )
     value, derivative = _jvp(unwrap(network), point, direction)
     return value, derivative.detach()

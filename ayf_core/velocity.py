@@ -40,20 +40,6 @@ class NetworkVelocity:
         return self.network(x, t, t, labels)
 
 
-class FlowMapVelocity:
-    """The instantaneous velocity F(x, t, t | label, λ) of a flow map's network."""
-
-    evaluations_per_call = 1
-
-    def __init__(self, network: nn.Module):
-        self.network = network
-
-    def __call__(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None
-    ) -> Tensor:
-        return self.network(x, t, t, labels, guidance_scale)
-
-
 class Autoguidance:
     """λ v_teacher + (1 - λ) v_weak (Karras et al., arXiv 2406.02507; AYF section 3.4).
 

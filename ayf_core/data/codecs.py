@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ayf_core.errors import AyfError, require
+from ayf_core.files import first_line, read_json
 
 FORMAT = 1
 CODEC_FILE = "codec.json"
@@ -193,11 +194,10 @@ class AutoencoderKLCodec(nn.Module):
                 low_cpu_mem_usage=False,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # whatever diffusers makes of foreign files
             raise AyfError(
                 f"cannot load a pretrained AutoencoderKL from {shown} ({WEIGHTS_FILE}, {CONFIG_FILE}): "
-                f"{reason}. "
+                f"{first_line(error)}. "
                 "Check the name, download it again, or convert its weights to safetensors"
             ) from error
         if report["missing_keys"] or report["mismatched_keys"]:
@@ -308,7 +308,7 @@ def load_codec(folder: str | Path) -> IdentityCodec | AutoencoderKLCodec:
     place = Path(folder)
     file = place / CODEC_FILE
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
     except FileNotFoundError:
         raise AyfError(f"no codec at {place} ({CODEC_FILE} is missing): `dvc repro train_codec` makes it") from None
     except (OSError, ValueError) as error:
@@ -326,10 +326,16 @@ def load_codec(folder: str | Path) -> IdentityCodec | AutoencoderKLCodec:
     except KeyError as error:
         raise AyfError(f"{file} lacks {error}: `dvc repro --force train_codec` makes it again") from error
     if pretrained is not None:
+        if not isinstance(pretrained, dict) or not pretrained.keys() <= {"source", "subfolder", "revision"}:
+            raise AyfError(f"{file} names no pretrained codec that can be read: make the codec again")
         codec = AutoencoderKLCodec.from_pretrained(image_channels=image_channels, **pretrained)
         weights = f"{pretrained['source']} (named in {file})"
     else:
         autoencoder = _load_autoencoder(place / AUTOENCODER_FOLDER)
+        if not isinstance(image_channels, int):
+            raise AyfError(
+                f"{file} says {image_channels!r} for image_channels: `dvc repro --force train_codec` mends it"
+            )
         codec = AutoencoderKLCodec(autoencoder, image_channels=image_channels, kl_weight=kl_weight)
         weights = str(place / AUTOENCODER_FOLDER / WEIGHTS_FILE)
     if codec.fingerprint != fingerprint:
@@ -348,9 +354,9 @@ def _load_autoencoder(folder: Path) -> Any:
         autoencoder.load_state_dict(load_file(weights))
     except FileNotFoundError as error:
         raise AyfError(f"codec weights {weights} are missing: {remedy}") from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise AyfError(f"codec weights {weights} are truncated or foreign ({error}): {remedy}") from error
-    except RuntimeError as error:  # load_state_dict: other names or shapes
+    except Exception as error:  # other names or shapes, or what diffusers makes of foreign settings
         raise AyfError(f"codec weights {weights} do not fit {folder / CONFIG_FILE}: {remedy}") from error
     return autoencoder
 
@@ -359,7 +365,7 @@ def _check_class(folder: Path) -> None:
     """Diffusers would fill a foreign config with its own defaults; say so before."""
     file = folder / CONFIG_FILE
     try:
-        config = json.loads(file.read_text())
+        config = read_json(file)
     except FileNotFoundError:
         raise AyfError(f"{folder} is not a diffusers model ({CONFIG_FILE} is missing): name its folder") from None
     except (OSError, ValueError) as error:

@@ -29,6 +29,12 @@ CHECKERBOARD_SCALE = math.sqrt(12) / 8
 CHECKERBOARD_HALF_WIDTH = 4 * CHECKERBOARD_SCALE
 """Half the side of the scaled board, sqrt(3)."""
 
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What a file may be, whatever it is called: some of Pillow's other readers start programs (PostScript)."""
+
+MOST_PIXELS = 80_000_000
+"""Of an image before it is resized: a few bytes may say that they are a picture of many gigabytes."""
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
@@ -206,10 +212,12 @@ def _read_image(file: Path, side: int) -> np.ndarray:
     image_module = require("PIL.Image", extra="platform", needed_for="the data set folder")
     image_ops = require("PIL.ImageOps", extra="platform", needed_for="the data set folder")
     try:
-        with image_module.open(file) as opened:
+        with image_module.open(file, formats=IMAGE_FORMATS) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MOST_PIXELS:,} are read")
             image = image_ops.exif_transpose(opened)  # a phone's photograph may be stored lying on its side
             image.load()
-    except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise all kinds of errors on foreign bytes
         raise AyfError(f"cannot read the image {file} ({error}): replace or remove it") from error
 
     if image.mode == "F":

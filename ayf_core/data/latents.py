@@ -9,10 +9,8 @@ the same bytes.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ayf_core.errors import AyfError
+from ayf_core.files import inside, parse_json, read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -60,65 +58,8 @@ class LatentSpace:
         return self.shift.to(z).reshape(shape), self.scale.to(z).reshape(shape)
 
 
-def write_latents(
-    folder: str | Path,
-    batches: Iterable[Batch],
-    latent_shape: Sequence[int],
-    num_classes: int,
-    codec_fingerprint: str,
-    shard_size: int,
-) -> dict[str, Any]:
-    """Write shards of `shard_size` examples and, last of all, the manifest; return the manifest.
-
-    How the examples come in batches does not change the bytes. Each file is written beside its place and
-    renamed, and a folder without a manifest counts as unfinished, so a writer killed at any instant leaves
-    nothing that looks whole.
-
-    Raises:
-        AyfError: for NaN or infinity in the latents, a label outside the classes, or no example at all.
-        ValueError: for shapes that do not fit `latent_shape`.
-    """
-    if shard_size < 1:
-        raise AyfError(f"shard_size is {shard_size}: choose how many examples a shard holds, at least 1")
-    place, shape = Path(folder), tuple(latent_shape)
-    place.mkdir(parents=True, exist_ok=True)
-    (place / MANIFEST).unlink(missing_ok=True)
-    for stale in place.glob("shard_*.safetensors*"):
-        stale.unlink()
-
-    moments = _Moments(shape)
-    shards: list[dict[str, Any]] = []
-    for number, (mean, std, labels) in enumerate(_regroup(batches, shard_size, shape)):
-        first = number * shard_size
-        _check_batch(mean, std, labels, num_classes, first)
-        moments.add(mean, std)
-        file = place / f"shard_{number:05d}.safetensors"
-        beside = file.with_suffix(".safetensors.part")
-        save_file({"mean": mean, "std": std, "label": labels}, beside)
-        shards.append({"file": file.name, "count": len(labels), "sha256": _sha256(beside)})
-        os.replace(beside, file)
-    if not shards:
-        raise AyfError(f"no latents to write to {place}: the data set is empty")
-
-    shift, scale = moments.shift_and_scale()
-    manifest = {
-        "format": FORMAT,
-        "count": moments.examples,
-        "shape": list(shape),
-        "num_classes": num_classes,
-        "shift": shift,
-        "scale": scale,
-        "codec": codec_fingerprint,
-        "shards": shards,
-    }
-    beside = place / f"{MANIFEST}.part"
-    beside.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(beside, place / MANIFEST)
-    return manifest
-
-
 class LatentDataset:
-    """Latents read by index from a folder that `write_latents` made.
+    """Latents read by index from a folder that `ayf_core.data.latent_shards` wrote.
 
     Args:
         folder: the folder of latents.
@@ -187,7 +128,7 @@ class LatentDataset:
         """
         for shard in self.manifest["shards"]:
             file = self.folder / shard["file"]
-            if _sha256(file) != shard["sha256"]:
+            if sha256(file) != shard["sha256"]:
                 raise AyfError(f"latent shard {file} is damaged (its checksum differs): {REMEDY}")
 
     def _open(self) -> list[dict[str, np.ndarray]]:
@@ -205,82 +146,10 @@ def _reopen(folder: Path, keep_in_memory_bytes: int) -> LatentDataset:
     return LatentDataset(folder, keep_in_memory_bytes=keep_in_memory_bytes)
 
 
-class _Moments:
-    """Per-channel mean and variance of z = mean + std * noise, summed in float64.
-
-    E[z] = E[mean]; Var[z] = E[mean^2 + std^2] - E[z]^2: exact, no noise is drawn. Sums start from the first
-    shard's mean, so that a large offset costs no digits.
-    """
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.examples = 0
-        self._per_channel = math.prod(shape[1:])
-        self._origin: Tensor | None = None
-        self._sum = torch.zeros(shape[0], dtype=torch.float64)
-        self._sum_of_squares = torch.zeros(shape[0], dtype=torch.float64)
-
-    def add(self, mean: Tensor, std: Tensor) -> None:
-        mean = mean.double().reshape(len(mean), len(self._sum), -1)
-        std = std.double().reshape(mean.shape)
-        if self._origin is None:
-            self._origin = mean.mean(dim=(0, 2))
-        centred = mean - self._origin[:, None]
-        self.examples += len(mean)
-        self._sum += centred.sum(dim=(0, 2))
-        self._sum_of_squares += (centred.square() + std.square()).sum(dim=(0, 2))
-
-    def shift_and_scale(self) -> tuple[list[float], list[float]]:
-        assert self._origin is not None
-        count = self.examples * self._per_channel
-        centre = self._sum / count
-        variance = (self._sum_of_squares / count - centre.square()).clamp_min(0.0)
-        scale = torch.where(variance > 1e-12, variance.sqrt(), 1.0)  # a constant channel is left as it is
-        return (self._origin + centre).tolist(), scale.tolist()
-
-
-def _regroup(batches: Iterable[Batch], size: int, shape: tuple[int, ...]) -> Iterator[Batch]:
-    """The same examples in groups of `size` (the last may be smaller), float32 and int64, on the CPU."""
-    held: list[Batch] = []
-    for mean, std, labels in batches:
-        if tuple(mean.shape[1:]) != shape or std.shape != mean.shape or labels.shape != mean.shape[:1]:
-            raise ValueError(
-                f"expected mean and std [B, {', '.join(map(str, shape))}] and labels [B], got "
-                f"{tuple(mean.shape)}, {tuple(std.shape)} and {tuple(labels.shape)}"
-            )
-        held.append((mean.float().cpu(), std.float().cpu(), labels.to(torch.int64).cpu()))
-        while sum(len(part[2]) for part in held) >= size:
-            mean, std, labels = _join(held)
-            yield mean[:size].contiguous(), std[:size].contiguous(), labels[:size].contiguous()
-            held = [(mean[size:], std[size:], labels[size:])]
-    if held and sum(len(part[2]) for part in held):
-        yield _join(held)
-
-
-def _join(parts: list[Batch]) -> Batch:
-    mean, std, labels = (torch.cat(column).contiguous() for column in zip(*parts, strict=True))
-    return mean, std, labels
-
-
-def _check_batch(mean: Tensor, std: Tensor, labels: Tensor, num_classes: int, first: int) -> None:
-    bad = ~(torch.isfinite(mean) & torch.isfinite(std)).flatten(1).all(dim=1)
-    if bad.any():
-        where = first + int(torch.nonzero(bad)[0])
-        raise AyfError(f"latent {where} holds NaN or infinity: look at that example and at the codec's training")
-    if (std < 0).any():
-        raise ValueError("a latent has a negative standard deviation")
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        where = int(torch.nonzero(outside)[0])
-        raise AyfError(
-            f"example {first + where} has label {int(labels[where])}, but there are {num_classes} classes "
-            "(0 is the first): mend the label or num_classes"
-        )
-
-
 def _read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_text())
+        manifest = read_json(file)
     except FileNotFoundError:
         raise AyfError(
             f"no latents at {folder} ({MANIFEST} is missing): `dvc repro encode_latents` makes them"
@@ -292,9 +161,31 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise AyfError(f"{file} is not a manifest of latents: {REMEDY}")
     if manifest["format"] != FORMAT:
         raise AyfError(f"{file} has format {manifest['format']}, this version reads {FORMAT}: {REMEDY}")
+    try:
+        _check_types(manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise AyfError(f"{file} is not a manifest of latents ({error}): {REMEDY}") from None
+    for shard in manifest["shards"]:
+        inside(folder, shard["file"], file)
     if sum(shard["count"] for shard in manifest["shards"]) != manifest["count"]:
         raise AyfError(f"{file} contradicts itself (the counts of its shards do not add up): {REMEDY}")
     return manifest
+
+
+def _check_types(manifest: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError where a manifest lacks something or has another kind of value."""
+    if not manifest["shape"]:
+        raise ValueError("a latent has no shape")
+    shards, channels = manifest["shards"], manifest["shape"][0]
+    whole = [manifest["count"], manifest["num_classes"], *manifest["shape"], *(shard["count"] for shard in shards)]
+    if any(type(number) is not int or number < 0 for number in whole):
+        raise ValueError("a count or size is no whole number")
+    if not all(isinstance(shard["sha256"], str) for shard in shards) or not isinstance(manifest["codec"], str):
+        raise ValueError("a checksum is no text")
+    if any(
+        len(manifest[name]) != channels or not all(map(math.isfinite, manifest[name])) for name in ("shift", "scale")
+    ):
+        raise ValueError("shift and scale are not a number for each channel")
 
 
 def _map_shard(file: Path, count: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -311,7 +202,9 @@ def _map_shard(file: Path, count: int, shape: tuple[int, ...]) -> dict[str, np.n
     try:
         raw = np.memmap(file, dtype=np.uint8, mode="r")
         start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-        header = json.loads(raw[8:start].tobytes())
+        if start > len(raw):
+            raise ValueError(f"{len(raw)} bytes, and a header of {start - 8}")
+        header = parse_json(raw[8:start].tobytes())
         arrays: dict[str, np.ndarray] = {}
         for name, (kind, tensor_shape) in expected.items():
             entry = header[name]
@@ -320,15 +213,18 @@ def _map_shard(file: Path, count: int, shape: tuple[int, ...]) -> dict[str, np.n
             begin, end = entry["data_offsets"]
             if start + end > len(raw):
                 raise ValueError(f"{len(raw)} bytes, expected {start + end}")
+            if begin < 0 or end - begin != math.prod(tensor_shape) * _TYPES[kind].itemsize:
+                raise ValueError(f"{name} is said to lie at {begin} to {end}")
             arrays[name] = raw[start + begin : start + end].view(_TYPES[kind]).reshape(tensor_shape)
     except FileNotFoundError:
         raise AyfError(f"latent shard {file} is missing: {REMEDY}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AyfError(f"latent shard {file} is truncated or foreign ({error}): {REMEDY}") from error
     return arrays
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Checksum of a shard's bytes. Raises AyfError where it cannot be read."""
     try:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ayf_core.errors import AyfError, require
+from ayf_core.files import first_line, read_json
 
 FORMAT = 1
 CLASSIFIER_FILE = "classifier.json"
@@ -113,7 +114,7 @@ class SmallClassifier(nn.Module):
         """
         settings, weights = Path(folder) / CLASSIFIER_FILE, Path(folder) / WEIGHTS_FILE
         try:
-            content = json.loads(settings.read_text())
+            content = read_json(settings)
             if (content["format"], content["kind"]) != (FORMAT, "small_classifier"):
                 raise ValueError(f"format {content['format']}, kind {content['kind']}")
             classifier = cls(content["channels"], content["num_classes"], content["width"])
@@ -179,12 +180,16 @@ class InceptionFeatures:
         self.batch_size = batch_size
         path = None if weights is None else str(weights)
         try:
+            if (
+                path is not None
+            ):  # torch-fidelity opens the file by torch's default; here, whatever that is, no code runs
+                torch.load(path, map_location="cpu", weights_only=True)
             network: Any = extractors.FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=path
             )
         except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
             raise AyfError(
-                f"cannot load the Inception-v3 weights from {path or 'the network'} ({error}): download "
+                f"cannot load the Inception-v3 weights from {path or 'the network'} ({first_line(error)}): download "
                 "weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases and name the file"
             ) from error
         self.network = network.to(self.device).eval()

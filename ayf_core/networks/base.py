@@ -20,6 +20,11 @@ class MeanVelocityNetwork(nn.Module):
     def last_layer(self) -> Tensor:
         """The weight of the output layer, on which gradients of two losses are compared."""
 
+    @property
+    def sharded_blocks(self) -> list[nn.Module]:
+        """The parts that sharded training gathers one at a time; what is in none of them stays gathered together."""
+        return []
+
     @abstractmethod
     def forward(
         self,

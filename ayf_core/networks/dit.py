@@ -65,6 +65,10 @@ class DiT(MeanVelocityNetwork):
     def last_layer(self) -> Tensor:
         return self.output.weight
 
+    @property
+    def sharded_blocks(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def condition(self, t: Tensor, s: Tensor | None, labels: Tensor | None, guidance_scale: Tensor | None) -> Tensor:
         c = self.time(t)
         if self.label is not None:

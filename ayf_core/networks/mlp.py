@@ -40,6 +40,10 @@ class MLP(MeanVelocityNetwork):
     def last_layer(self) -> Tensor:
         return self.output.weight
 
+    @property
+    def sharded_blocks(self) -> list[nn.Module]:
+        return [layer for layer in self.hidden if isinstance(layer, nn.Linear)]
+
     def forward(
         self,
         x: Float[Tensor, "batch dim"],

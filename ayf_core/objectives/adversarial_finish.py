@@ -1,6 +1,7 @@
 """The adversarial finish (AYF section 3.5): distillation keeps the flow map, a discriminator sharpens its full jump."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -27,11 +28,12 @@ def one_step_samples(network: nn.Module, batch: Batch, random: StepRandom, guida
     return noise - network(noise, ones, 0 * ones, batch.labels, scale)
 
 
-def average_over_workers(value: Tensor) -> Tensor:
-    """The mean of a tensor over all workers; itself in a single process."""
+def average_over_workers(value: Tensor, rows: int) -> Tensor:
+    """The mean of a tensor over all workers, each counted with its rows; itself in a single process."""
     if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(value)
-        value /= distributed.get_world_size()
+        both = torch.cat([rows * value.flatten(), value.new_tensor([rows])])
+        distributed.all_reduce(both)
+        return (both[:-1] / both[-1]).view_as(value)
     return value
 
 
@@ -62,7 +64,8 @@ class AdversarialFinish:
         )
         self.discriminator.requires_grad_(True)
         last = cast(MeanVelocityNetwork, unwrap(network)).last_layer
-        ratio = gradient_ratio_weight(loss.value, pairing, last, LARGEST_RATIO, average_over_workers)
+        average = partial(average_over_workers, rows=len(batch.x))
+        ratio = gradient_ratio_weight(loss.value, pairing, last, LARGEST_RATIO, average)
         loss.value = loss.value + self.weight * ratio * pairing
         loss.metrics |= {"pairing": pairing.detach(), "gradient_ratio": ratio}
         return loss

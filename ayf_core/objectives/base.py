@@ -28,7 +28,8 @@ class Objective(Protocol):
     """A loss for one batch.
 
     `network` may be wrapped for data-parallel training. With `monitor` the objective adds its diagnostics to the
-    metrics, which may cost extra evaluations: the loop asks for them only on steps that are logged.
+    metrics, which may cost extra evaluations: the loop asks for them only on steps that are logged. Their names are the
+    same on every worker: the loop logs their means.
     """
 
     def __call__(

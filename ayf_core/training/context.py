@@ -1,30 +1,36 @@
 """What a training loop needs from whoever runs it: a place in the team, a folder, checkpoints and a log.
 
-The loop knows this protocol and nothing else, so the same loop trains under Ray, in a notebook
-(`LocalContext`) or under any other launcher. Checkpoints are written beside and renamed: a folder that has
-its final name is complete.
+The loop knows this protocol and nothing else, so the same loop trains under Ray, in a notebook or under any other
+launcher: `LocalContext` does for all of them.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
-import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.distributed as distributed
 
-from ayf_core.errors import AyfError
+from ayf_core.training.checkpoint_folder import (
+    CHECKPOINTS_KEPT,
+    CheckpointFolder,
+    checkpoint_name,
+    checkpoint_step,
+    naming_full_disk,
+)
+from ayf_core.training.checkpoints import State
 
-CHECKPOINTS_KEPT = 2
-"""Two, so that a checkpoint that turns out to be damaged still has a predecessor."""
+STOP_FILE = "AYF_STOP_FILE"
+"""Environment variable: once the file it names exists, trainings stop with a checkpoint."""
 
-_CHECKPOINT = re.compile(r"step_(\d{8,})")
+_LOOK_SECONDS = 0.5
+"""Between two looks for a stop file: the folder may be on a network."""
 
 
 class TrainingContext(Protocol):
@@ -36,14 +42,23 @@ class TrainingContext(Protocol):
     folder: Path
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, a folder named `step_00001234`; None for a fresh start."""
+        """The newest sound checkpoint, a folder named `step_00001234`; None for a fresh start."""
         ...
 
-    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keep a checkpoint of `step`. Every rank calls it; `write(folder)` runs on rank 0 only.
+    def save_checkpoint(self, step: int, state: State) -> None:
+        """Keep a checkpoint of `step`: `state` is copied at once and written while training goes on.
 
-        Raises AyfError when the disk is full.
+        Every rank may call it; rank 0 writes, and the others may pass None. Raises AyfError when the disk was full
+        at the write before.
         """
+        ...
+
+    def wait(self) -> None:
+        """Return when all checkpoints are written. Raises AyfError when the disk was full."""
+        ...
+
+    def stop_asked(self) -> bool:
+        """Whether this training shall stop with a checkpoint. Every rank calls it, and gets the same answer."""
         ...
 
     def log(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -51,38 +66,92 @@ class TrainingContext(Protocol):
         ...
 
 
+def tell_on_stderr(line: str) -> None:
+    """Where there is nobody else to show a line to a person."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class LocalContext:
-    """A single process with a folder: training with nothing but torch.
+    """A process with a folder: training with nothing but torch.
 
     `folder` receives `checkpoints/step_*`, `metrics.jsonl` and whatever the training function leaves there; a
-    second context on the same folder goes on from the newest checkpoint.
+    second context on the same folder goes on from the newest sound checkpoint.
+
+    Args:
+        rank, world_size: of several processes that share the folder and a process group of torch.distributed.
+        keep: so many checkpoints; None keeps all.
+        stop_files: a stop is asked for once any of them exists, or the one that AYF_STOP_FILE names.
+        tell: shows a person a line that is also noted in the metrics file.
     """
 
-    rank = 0
-    world_size = 1
-
-    def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        keep: int | None = CHECKPOINTS_KEPT,
+        stop_files: Sequence[Path] = (),
+        tell: Callable[[str], None] = tell_on_stderr,
+    ) -> None:
         self.folder = Path(folder).absolute()
         self.device = torch.device(device)
-        self._checkpoints = self.folder / "checkpoints"
-        resumed = self.latest_checkpoint()
-        self._metrics = MetricsFile(self.folder / "metrics.jsonl", checkpoint_step(resumed) if resumed else 0)
+        self.rank = rank
+        self.world_size = world_size
+        named = os.environ.get(STOP_FILE)
+        self._stop_files = (*stop_files, *([Path(named)] if named else []))
+        self._look_at = 0.0
+        self._stop_asked = False
+        notes: list[str] = []
+        self._checkpoints = CheckpointFolder(self.folder / "checkpoints", keep, notes.append)
+        self._resumed = self._agreed_start()
+        self._metrics: MetricsFile | None = None
+        if self.rank == 0:
+            resumed_step = checkpoint_step(self._resumed) if self._resumed else 0
+            self._metrics = MetricsFile(self.folder / "metrics.jsonl", resumed_step)
+            for line in notes:
+                self._metrics.note(resumed_step, line)
+                tell(line)
 
     def latest_checkpoint(self) -> Path | None:
-        found = complete_checkpoints(self._checkpoints)
-        return found[-1] if found else None
+        return self._checkpoints.newest() if self.rank == 0 else self._resumed
 
-    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        write_checkpoint(self._checkpoints, step, write)
-        for old in complete_checkpoints(self._checkpoints)[:-CHECKPOINTS_KEPT]:
-            remove_checkpoint(old)
+    def save_checkpoint(self, step: int, state: State) -> None:
+        if self.rank == 0:
+            self._checkpoints.save(step, state)
+
+    def wait(self) -> None:
+        self._checkpoints.wait()
+
+    def stop_asked(self) -> bool:
+        if not self._stop_files:
+            return False
+        if self.rank == 0 and not self._stop_asked and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            self._stop_asked = any(file.exists() for file in self._stop_files)
+        return bool(self._from_rank_0(int(self._stop_asked)))
 
     def log(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        self._metrics.append(step, total, metrics)
+        if self._metrics is not None:
+            self._metrics.append(step, total, metrics)
+
+    def _agreed_start(self) -> Path | None:
+        """What rank 0 finds: the others may see a folder on a network later than it does."""
+        found = self._checkpoints.newest() if self.rank == 0 else None
+        step = self._from_rank_0(checkpoint_step(found) if found else -1)
+        return self.folder / "checkpoints" / checkpoint_name(step) if step >= 0 else None
+
+    def _from_rank_0(self, number: int) -> int:
+        if self.world_size == 1:
+            return number
+        shared = torch.tensor([number], device=self.device)
+        distributed.broadcast(shared, src=0)
+        return int(shared)
 
 
 class MetricsFile:
-    """The story of a run, one JSON line a record: `{"step", "total", "time", "metrics"}`.
+    """The story of a run, one JSON line a record: `{"step", "total", "time", "metrics"}`, and at times a `note`.
 
     Opening it for a run resumed at `resumed_step` cuts what an interrupted run had noted after its last
     checkpoint (those steps are about to be trained again), and a last line that was only half written.
@@ -99,8 +168,14 @@ class MetricsFile:
 
     def append(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
-        record = {"step": int(step), "total": int(total), "time": time.time(), "metrics": values}
-        with _naming_full_disk(self.path.parent), self.path.open("a") as file:
+        self._write({"step": int(step), "total": int(total), "time": time.time(), "metrics": values})
+
+    def note(self, step: int, text: str) -> None:
+        """A line for people about what happened at `step`, among the records."""
+        self._write({"step": step, "total": 0, "time": time.time(), "metrics": {}, "note": text})
+
+    def _write(self, record: dict) -> None:
+        with naming_full_disk(self.path.parent), self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
 
@@ -117,97 +192,6 @@ def read_metrics(path: Path) -> list[tuple[str, dict]]:
     return found
 
 
-def checkpoint_step(checkpoint: Path) -> int:
-    """The step a checkpoint folder is named after. Raises AyfError for another name."""
-    match = _CHECKPOINT.fullmatch(checkpoint.name)
-    if match is None:
-        raise AyfError(f"{checkpoint} is not a checkpoint: its name is not step_ and eight digits")
-    return int(match[1])
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in `folder` that were finished, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=checkpoint_step)
-
-
-def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a folder beside, bring it to the disk, give it its name; returns `folder/step_<step>`.
-
-    A kill at any instant leaves either no `step_<step>` or a complete one. Raises AyfError when the disk is
-    full.
-    """
-    final = folder / f"step_{step:08d}"
-    beside = folder / f".{final.name}.partial"
-    with _naming_full_disk(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
-        beside.mkdir()
-        try:
-            write(beside)
-            _sync(beside)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
-        if final.exists():  # the same step trained again, after a resume from an older checkpoint
-            remove_checkpoint(final)
-        os.rename(beside, final)
-        _sync_entry(folder)
-    return final
-
-
-def remove_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint so that a kill half-way does not leave one that looks complete."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.rename(checkpoint, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed writer left; safe because one process at a time writes a run's checkpoints."""
-    for path in folder.iterdir():
-        if path.name.startswith(".step_"):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Bring all below `folder` to the disk before the rename makes it count."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            _sync_entry(Path(parent, name))
-        _sync_entry(Path(parent))
-
-
-def _sync_entry(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-class _naming_full_disk:
-    """Turn "no space left", in whatever dress a library gives it, into a line that names the folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and self._is_full(error):
-            message = f"no space left on the disk of {self.folder}: free some and run the same command again"
-            raise AyfError(f"{message}; it goes on from the last checkpoint") from error
-
-    def _is_full(self, error: Exception) -> bool:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if isinstance(error, AyfError):
-            return False
-        if "No space left" in str(error):  # safetensors wraps the operating system's error in its own
-            return True
-        # Some writers say only that writing failed
-        return "failed writing" in str(error) and shutil.disk_usage(self.folder).free < 2**24
+def read_notes(path: Path) -> list[str]:
+    """The lines for people among the records."""
+    return [record["note"] for _, record in read_metrics(path) if "note" in record]

@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ayf_core.errors import AyfError
+from ayf_core.files import parse_json
+from ayf_core.training.shards import gathered, local, shard_like
 
 METADATA = "ayf_ema"  # the entry of a snapshot file that says what it is
 WIDEST_STD = 12**-0.5  # the profile is flat (γ = 0) there
@@ -102,8 +104,9 @@ class Snapshot(NamedTuple):
 class PowerFunctionEMA:
     """Averages of a module's parameters at several widths, tracked together (eq. 127).
 
-    Averages are kept in float32 (float64 for float64 parameters) whatever the precision of the module.
-    Buffers are copied, not averaged. Track two widths or more if another one is to be reconstructed later.
+    Averages are kept in float32 (float64 for float64 parameters) whatever the precision of the module, and sharded
+    as it is: each worker averages its own pieces. Buffers are copied, not averaged. Track two widths or more if
+    another one is to be reconstructed later.
 
     Args:
         module: the module to follow; its parameters are read at each update and never written.
@@ -133,7 +136,8 @@ class PowerFunctionEMA:
         current = self._current_parameters()
         for std, averages in self.averages.items():
             beta = power_function_beta(std, step, self.step)
-            torch._foreach_lerp_(list(averages.values()), [current[name] for name in averages], 1 - beta)
+            pairs = [(local(average), local(current[name])) for name, average in averages.items()]
+            torch._foreach_lerp_([average for average, _ in pairs], [weight for _, weight in pairs], 1 - beta)
         self.buffers = self._current_buffers()
         self.step = step
 
@@ -157,20 +161,25 @@ class PowerFunctionEMA:
             for std in self.stds
         ]
 
-    def save_snapshot(self, folder: Path, step: int) -> list[Path]:
+    def save_snapshot(self, folder: Path, step: int, writes: bool = True) -> list[Path]:
         """Write `ema_<std>_<step>.safetensors` in `folder` for each width; a file is complete or absent.
+
+        Every worker of a sharded training calls it; one of them `writes`.
 
         Raises:
             AyfError: step is not the step of the last update, so the files would be misnamed.
         """
         if step != self.step:
             raise AyfError(f"EMA snapshot asked at step {step}, but its last update was at {self.step}")
-        folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for std in self.stds:
+            weights = gathered(self.weights(std), keep=writes)
+            if not writes:
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"ema_{std!r}_{step:08d}.safetensors"
             beside = path.with_suffix(".partial")
-            tensors = {name: t.contiguous().clone() for name, t in self.weights(std).items()}
+            tensors = {name: t.contiguous().clone() for name, t in weights.items()}
             about = {"step": step, "std": std, "buffers": sorted(self.buffers)}
             # One entry: safetensors writes several in an order that differs from file to file.
             save_file(tensors, beside, metadata={METADATA: json.dumps(about)})
@@ -201,7 +210,7 @@ class PowerFunctionEMA:
             if own.keys() != saved.keys():
                 raise AyfError("EMA checkpoint belongs to another network: parameter names differ")
             for name, average in own.items():
-                average.copy_(saved[name])
+                average.copy_(shard_like(saved[name], average))
         self.buffers = {name: t.to(self.buffers[name].device).clone() for name, t in state["buffers"].items()}
         self.step = int(state["step"])
 
@@ -226,11 +235,11 @@ def load_snapshots(folder: Path) -> list[Snapshot]:
     for path in folder.glob("ema_*_*.safetensors"):
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {})[METADATA])
+                about = parse_json((file.metadata() or {})[METADATA])
                 weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        except (SafetensorError, KeyError) as error:
+            snapshots.append(Snapshot(int(about["step"]), float(about["std"]), weights, frozenset(about["buffers"])))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise AyfError(f"EMA snapshot '{path}' is damaged or foreign ({error}): train the model again") from None
-        snapshots.append(Snapshot(about["step"], about["std"], weights, frozenset(about["buffers"])))
     if not snapshots:
         raise AyfError(f"no EMA snapshots (ema_<std>_<step>.safetensors) in {folder}")
     return sorted(snapshots, key=lambda snapshot: snapshot[:2])

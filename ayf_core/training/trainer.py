@@ -9,18 +9,27 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ayf_core.errors import AyfError
+from ayf_core.errors import AyfError, Preempted
 from ayf_core.objectives.base import Batch, Loss, Objective
 from ayf_core.randomness import StepRandom, derive_seed
-from ayf_core.tangents import unwrap
-from ayf_core.training.checkpoints import load_state, save_state
+from ayf_core.training.checkpoints import State, load_state
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import ShuffledOrder, TrainingData
 from ayf_core.training.optimisers import OptimiserSettings, build_optimiser, learning_rate
+from ayf_core.training.parallel import (
+    check_gradients_are_synchronised,
+    clip_gradients,
+    distribute,
+    load_network_state,
+    load_optimizer_state,
+    mean_over_workers,
+    settle,
+    synchronise,
+)
+from ayf_core.training.shards import gathered
+from ayf_core.training.shares import micro_batches_of
 
 SKIPPED_IN_A_ROW = 20
 """So many steps with a non-finite gradient in a row end the training: it will not recover by itself."""
@@ -28,7 +37,7 @@ SKIPPED_IN_A_ROW = 20
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """Length and batch (which change the result), cadence and micro-batch (which do not).
+    """Length and batch (which change the result), cadence, micro-batch and sharding (which do not).
 
     Args:
         steps: optimiser steps.
@@ -36,6 +45,7 @@ class LoopSettings:
         seed: of data order and of every draw.
         micro_batch: most samples in one forward pass on one worker; accumulation follows from it.
         log_every, checkpoint_every: in steps.
+        sharding: over several workers: none = each holds everything, full = each holds a piece of every weight.
     """
 
     steps: int
@@ -44,6 +54,7 @@ class LoopSettings:
     micro_batch: int | None = None
     log_every: int = 50
     checkpoint_every: int = 500
+    sharding: str = "none"
 
 
 @dataclass
@@ -58,13 +69,9 @@ class Phase:
     optimizer: torch.optim.Optimizer = field(init=False)
     skipped_in_a_row: int = field(init=False, default=0)
 
-    def prepare(self, context: TrainingContext) -> None:
-        """Move to the device, wrap for data-parallel training, build the optimiser."""
-        self.network.to(context.device).train()
-        self.wrapped = self.network
-        if context.world_size > 1:
-            ids = [context.device.index] if context.device.type == "cuda" else None
-            self.wrapped = DistributedDataParallel(self.network, device_ids=ids)
+    def prepare(self, context: TrainingContext, sharding: str) -> None:
+        """Move to the device, wrap or shard for several workers, build the optimiser."""
+        self.wrapped = distribute(self.network.train(), context, sharding)
         self.optimizer = build_optimiser(self.network, self.optimiser)
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,8 +82,8 @@ class Phase:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_network_state(self.network, state["network"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.skipped_in_a_row = state["skipped_in_a_row"]
 
 
@@ -105,7 +112,7 @@ class Trainer:
         callbacks: followers, called after each step.
 
     Raises:
-        AyfError: where the global batch does not divide over the workers, gradients are not synchronised
+        AyfError: where there are more workers than samples in the global batch, gradients are not synchronised
             across them, or gradients stay non-finite.
     """
 
@@ -123,52 +130,70 @@ class Trainer:
         self.context = context
         self.callbacks = list(callbacks)
         self.order = ShuffledOrder(len(data), settings.batch_size, settings.seed)
-        self.micro_batches = rows_of_micro_batches(
+        self.micro_batches = micro_batches_of(
             settings.batch_size, context.world_size, context.rank, settings.micro_batch
         )
         self.step = 0
         self.skipped = 0
         self.checked = False
         for phase in self.phases:
-            phase.prepare(context)
+            phase.prepare(context, settings.sharding)
 
     def fit(self) -> None:
-        """Train to the last step, from the newest checkpoint if there is one."""
+        """Train to the last step, from the newest checkpoint if there is one.
+
+        Raises:
+            Preempted: a stop was asked for; there is a checkpoint of the step it names.
+        """
         self._resume()
+        try:
+            self._train()
+        finally:
+            self.context.wait()
+
+    def advance(self) -> None:
+        """One step: every phase, then the followers; its metrics to the log where they are due."""
+        done = self.step + 1
+        monitor = done % self.settings.log_every == 0 or done in (1, self.settings.steps)
+        # Dropout and the like would draw from the global generator: give each step its own, on each worker.
+        torch.manual_seed(derive_seed(self.settings.seed, "global", self.step, self.context.rank))
+        metrics: dict[str, Tensor] = {}
+        for phase in self.phases:
+            metrics |= self._update(phase, monitor)
+        for phase in self.phases:
+            settle(phase.network)
+        self.checked = True
+        self.step = done
+        for callback in self.callbacks:
+            callback.after_step(self.step)
+        if monitor:
+            self._log(metrics)
+
+    def _train(self) -> None:
         while self.step < self.settings.steps:
-            done = self.step + 1
-            monitor = done % self.settings.log_every == 0 or done in (1, self.settings.steps)
-            # Dropout and the like draw from the global generator: give each step its own, on each worker.
-            torch.manual_seed(derive_seed(self.settings.seed, "global", self.step, self.context.rank))
-            metrics: dict[str, Tensor] = {}
-            for phase in self.phases:
-                metrics |= self._update(phase, monitor)
-            self.checked = True
-            self.step = done
-            for callback in self.callbacks:
-                callback.after_step(self.step)
-            if monitor:
-                self._log(metrics)
-            if self.step % self.settings.checkpoint_every == 0 and self.step < self.settings.steps:
-                self.context.save_checkpoint(self.step, self._write)
+            self.advance()
+            if self.step == self.settings.steps:
+                return
+            stopping = self.context.stop_asked()
+            if stopping or self.step % self.settings.checkpoint_every == 0:
+                self.context.save_checkpoint(self.step, self._state())
+            if stopping:
+                self.context.wait()
+                raise Preempted(self.step)
 
     def _update(self, phase: Phase, monitor: bool) -> dict[str, Tensor]:
         """One optimiser step of one phase: accumulate, check, clip, guard, descend."""
         phase.optimizer.zero_grad(set_to_none=True)
-        share = 1 / len(self.micro_batches)
-        noted: dict[str, list[Tensor]] = {}
-        for i, rows in enumerate(self.micro_batches):
-            last = i == len(self.micro_batches) - 1
-            loss = self._loss(phase, rows, monitor, synchronise=last)
-            (share * loss.value).backward()
-            for name, value in loss.metrics.items():
-                noted.setdefault(name, []).append(value.detach())
-        # A bin that is empty in one micro-batch is NaN there, and not in all of the step.
-        metrics = {name: torch.stack(values).nanmean() for name, values in noted.items()}
+        noted: list[dict[str, Tensor]] = []
+        for i, part in enumerate(self.micro_batches):
+            synchronise(phase.wrapped, i == len(self.micro_batches) - 1)
+            loss = self._loss(phase, part.rows, monitor)
+            (part.weight * loss.value).backward()
+            noted.append({name: value.detach() for name, value in loss.metrics.items()})
+        metrics = self._mean(noted) if monitor else {}
         if not self.checked:
             check_gradients_are_synchronised(phase.network, phase.name)
-        limit = phase.optimiser.gradient_clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(phase.network.parameters(), limit)
+        norm = clip_gradients(phase.network, phase.optimiser.gradient_clip or float("inf"))
         rate = learning_rate(phase.optimiser, self.step, self.settings.steps)
         if self._is_finite(norm, phase):
             for group in phase.optimizer.param_groups:
@@ -178,14 +203,23 @@ class Trainer:
         prefix = "" if len(self.phases) == 1 or phase is self.phases[0] else f"{phase.name}/"
         return {prefix + name: value for name, value in metrics.items()}
 
-    def _loss(self, phase: Phase, rows: slice, monitor: bool, synchronise: bool) -> Loss:
+    def _loss(self, phase: Phase, rows: slice, monitor: bool) -> Loss:
         device = self.context.device
         random = StepRandom(self.settings.seed, self.step, self.settings.batch_size, rows, device)
         samples = self.data.batch(self.order.indices(self.step)[rows], random)
         batch = Batch(samples.x.to(device), samples.labels.to(device))
-        if isinstance(phase.wrapped, DistributedDataParallel):
-            phase.wrapped.require_backward_grad_sync = synchronise
         return phase.objective(phase.wrapped, batch, random, self.step, monitor)
+
+    def _mean(self, noted: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Of each metric over micro-batches and workers. A bin that is empty in some of them is NaN there."""
+        if not noted[0]:
+            return {}
+        weights = torch.tensor([[part.weight] for part in self.micro_batches], dtype=torch.float64)
+        values = torch.stack([torch.stack([value.double().cpu() for value in each.values()]) for each in noted])
+        known = weights * values.isfinite()
+        sums = (known * values.nan_to_num(0.0, 0.0, 0.0)).sum(dim=0).to(self.context.device)
+        means = mean_over_workers(sums, known.sum(dim=0).to(self.context.device), self.context)
+        return dict(zip(noted[0], means, strict=True))
 
     def _is_finite(self, norm: Tensor, phase: Phase) -> bool:
         if torch.isfinite(norm):
@@ -205,16 +239,15 @@ class Trainer:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.context.log(self.step, self.settings.steps, finite)
 
-    def _write(self, folder: Any) -> None:
-        save_state(
-            folder,
-            {
-                "step": self.step,
-                "skipped": self.skipped,
-                "phases": {phase.name: phase.state_dict() for phase in self.phases},
-                "callbacks": {callback.name: callback.state_dict() for callback in self.callbacks},
-            },
-        )
+    def _state(self) -> State:
+        """All there is to save, the same whatever it is spread over; every worker takes part, rank 0 gets it."""
+        state = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "phases": {phase.name: phase.state_dict() for phase in self.phases},
+            "callbacks": {callback.name: callback.state_dict() for callback in self.callbacks},
+        }
+        return gathered(state, keep=self.context.rank == 0)
 
     def _resume(self) -> None:
         folder = self.context.latest_checkpoint()
@@ -231,42 +264,3 @@ class Trainer:
                 f"checkpoint '{folder}' is of another training ({str(error).splitlines()[0]}): delete that folder"
             ) from None
         self.step, self.skipped = state["step"], state["skipped"]
-
-
-def rows_of_micro_batches(global_batch: int, workers: int, rank: int, micro_batch: int | None) -> list[slice]:
-    """The rows of the global batch that one worker trains on, cut into equal micro-batches.
-
-    Raises:
-        AyfError: if the workers cannot share the global batch equally.
-    """
-    if global_batch % workers:
-        raise AyfError(f"the global batch {global_batch} does not divide over {workers} workers: change either")
-    own = global_batch // workers
-    pieces = 1
-    while own % pieces or (micro_batch and own // pieces > micro_batch):
-        pieces += 1
-    size = own // pieces
-    return [slice(rank * own + i * size, rank * own + (i + 1) * size) for i in range(pieces)]
-
-
-def check_gradients_are_synchronised(network: nn.Module, name: str) -> None:
-    """Compare the gradients of all workers after the first backward pass.
-
-    A forward-mode pass on the bare module inside DistributedDataParallel trains without synchronising, silently;
-    this makes it loud. One collective call, once a training.
-
-    Raises:
-        AyfError: on every worker, if any two differ.
-    """
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return
-    own = torch.stack([p.grad.double().square().sum() for p in unwrap(network).parameters() if p.grad is not None])
-    own = own.nan_to_num()  # a gradient that is not finite is the non-finite guard's to name
-    everyone = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(everyone, own)
-    spread = max(float((other - everyone[0]).abs().max()) for other in everyone)
-    if not spread <= 1e-6 * float(everyone[0].abs().max()) + 1e-30:
-        raise AyfError(
-            f"workers hold different gradients for '{name}' after the first step: they are not synchronised; "
-            "the objective must call the wrapped network, not the bare module"
-        )

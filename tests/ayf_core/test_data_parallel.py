@@ -1,10 +1,13 @@
-"""Two workers train what one would, and what would train without synchronising is refused (gloo, two processes)."""
+"""Several workers train what one would, whole or sharded; what would train unsynchronised is refused (gloo)."""
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import distributed, multiprocessing, nn
 
 from ayf_core.analytic import Gaussian
@@ -16,37 +19,28 @@ from ayf_core.objectives import (
     DiscriminatorObjective,
     EulerianDistillation,
     FlowMatching,
+    LagrangianDistillation,
     Loss,
     TangentSettings,
 )
-from ayf_core.tangents import unwrap
+from ayf_core.tangents import BACKENDS, FUSED_SHARDS_SINCE, unwrap
 from ayf_core.times import IntervalLaw
+from ayf_core.training.callbacks import FollowAverages
+from ayf_core.training.checkpoints import load_state
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.optimisers import OptimiserSettings
+from ayf_core.training.parallel import distribute
+from ayf_core.training.shards import gathered, is_sharded
 from ayf_core.training.trainer import LoopSettings, Phase, Trainer
 
 pytestmark = pytest.mark.slow
-WORKERS = 2
 OPTIMISER = OptimiserSettings(learning_rate=1e-2, weight_decay=0.01)
 LAW = IntervalLaw(full_jump_fraction=0.1)
-
-
-class Worker(LocalContext):
-    """One of several processes; only rank 0 writes."""
-
-    world_size = WORKERS
-
-    def __init__(self, folder, rank):
-        super().__init__(folder / f"rank_{rank}")
-        self.rank = rank
-
-    def log(self, step, total, metrics):
-        if self.rank == 0:
-            super().log(step, total, metrics)
-
-    def latest_checkpoint(self):
-        return None
+SHAPES = {
+    "dit": {"kind": "dit", "shape": (1, 4, 4), "patch_size": 2, "heads": 2, "width": 8, "depth": 2},
+    "mlp": {"kind": "mlp", "shape": (2,), "width": 9, "depth": 3},  # nine rows do not divide over the workers
+}
 
 
 class ImageTeacher:
@@ -68,36 +62,54 @@ def points():
     return data, TensorData(data.sample(40, torch.Generator().manual_seed(0)), torch.arange(40) % 3)
 
 
-def train(context, phases, data, steps=5, micro_batch=None):
-    settings = LoopSettings(steps=steps, batch_size=8, seed=0, micro_batch=micro_batch, log_every=1)
-    trainer = Trainer(phases, data, settings, context)
+def network_of(kind, context, **conditions):
+    torch.manual_seed(context.rank)  # everyone starts from rank 0's weights
+    network = build_network(NetworkSpec(**SHAPES[kind], num_classes=3, **conditions)).double()
+    for parameter in network.parameters():
+        if not parameter.any():  # otherwise the first steps have no gradient behind a layer of zeros
+            nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def train(context, phases, data, sharding="none", steps=5, micro_batch=None):
+    settings = LoopSettings(
+        steps=steps,
+        batch_size=8,
+        seed=0,
+        micro_batch=micro_batch,
+        log_every=1,
+        checkpoint_every=3,
+        sharding=sharding,
+    )
+    averages = FollowAverages(phases[0].network, [0.05, 0.1], context, steps, snapshots=2)
+    trainer = Trainer(phases, data, settings, context, [averages])
     trainer.fit()
-    weights = {f"{phase.name}/{name}": p for phase in phases for name, p in phase.network.state_dict().items()}
-    return {"weights": weights, "skipped": trainer.skipped}
+    networks = {phase.name: gathered(phase.network.state_dict()) for phase in phases}
+    return {
+        "weights": {f"{phase}/{name}": p for phase, weights in networks.items() for name, p in weights.items()},
+        "averages": gathered(averages.ema.weights(0.1)),
+        "sharded": [is_sharded(phase.network) for phase in phases],
+        "held": sum(p.to_local().numel() if is_sharded(p) else p.numel() for p in averages.ema.averages[0.1].values()),
+        "skipped": trainer.skipped,
+    }
 
 
-def distil(context, backend="split", micro_batch=None):
-    torch.manual_seed(context.rank)  # DistributedDataParallel starts everyone from rank 0's weights
-    shape = {"kind": "dit", "shape": (1, 4, 4), "patch_size": 2, "heads": 2}
-    network = build_network(NetworkSpec(**shape, num_classes=3, width=8, depth=1, interval=True)).double()
+def match(context, sharding="none", micro_batch=None):
+    phase = Phase("teacher", network_of("mlp", context), FlowMatching(), OPTIMISER)
+    return train(context, [phase], points()[1], sharding, micro_batch=micro_batch)
+
+
+def distil(context, sharding="none", kind="dit", objective=EulerianDistillation, backend="split", micro_batch=None):
     tangent = TangentSettings(warmup_steps=4, backend=backend)
-    objective = EulerianDistillation(teacher=ImageTeacher(), time_law=LAW, tangent=tangent)
-    return train(context, [Phase("student", network, objective, OPTIMISER)], images(), micro_batch=micro_batch)
+    teacher, data = (ImageTeacher(), images()) if kind == "dit" else points()
+    loss = objective(teacher=teacher, time_law=LAW, tangent=tangent)
+    phase = Phase("student", network_of(kind, context, interval=True), loss, OPTIMISER)
+    return train(context, [phase], data, sharding, micro_batch=micro_batch)
 
 
-def distil_in_micro_batches(context):
-    return distil(context, micro_batch=2)
-
-
-def distil_fused(context):
-    return distil(context, backend="fused")
-
-
-def finish(context):
-    torch.manual_seed(context.rank)
+def finish(context, sharding="none"):
     teacher, data = points()
-    spec = NetworkSpec(kind="mlp", shape=(2,), num_classes=3, width=8, depth=2, interval=True)
-    student = build_network(spec).double()
+    student = network_of("mlp", context, interval=True)
     discriminator = build_discriminator((2,), width=8, num_classes=3).double()
     base = EulerianDistillation(teacher=teacher, time_law=LAW, tangent=TangentSettings())
     generator = AdversarialFinish(distillation=base, discriminator=discriminator, weight=0.1, guidance_scale=None)
@@ -106,7 +118,7 @@ def finish(context):
         Phase("student", student, generator, OPTIMISER),
         Phase("discriminator", discriminator, judge, OPTIMISER),
     ]
-    return train(context, phases, data)
+    return train(context, phases, data, sharding)
 
 
 class Bare(FlowMatching):
@@ -116,101 +128,193 @@ class Bare(FlowMatching):
         return super().__call__(unwrap(network), batch, random, step, monitor)
 
 
+class AroundTheHooks(FlowMatching):
+    """Wrong: gathers the weights of a sharded network by hand and calls it without what would bring gradients back."""
+
+    def __call__(self, network, batch, random, step, monitor=False):
+        network.unshard()
+        return super().__call__(network.forward, batch, random, step, monitor)
+
+
 class BrokenAtFirst(FlowMatching):
     """The first loss of the last worker is not a number."""
 
     def __call__(self, network, batch, random, step, monitor=False):
         loss = super().__call__(network, batch, random, step, monitor)
         bad = step == 0 and random.rows.stop == random.global_batch
-        return Loss(loss.value * float("nan"), {}) if bad else loss
+        return Loss(loss.value * float("nan"), loss.metrics) if bad else loss
 
 
-def regress(context, objective):
-    torch.manual_seed(context.rank)
-    network = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 2)).double()
-
-    class Field(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, x, t, s, labels):
-            return self.network(x)
-
-    return train(context, [Phase("teacher", Field(), objective, OPTIMISER)], points()[1])
+def regress(context, objective, sharding="none"):
+    phase = Phase("teacher", network_of("mlp", context), objective(), OPTIMISER)
+    return train(context, [phase], points()[1], sharding)
 
 
-def regress_bare(context):
-    return regress(context, Bare())
+EQUAL = {
+    "flow_matching": match,
+    "flow_matching_in_micro_batches": partial(match, micro_batch=2),
+    "emd": distil,
+    "emd_of_points": partial(distil, kind="mlp"),
+    "emd_in_micro_batches": partial(distil, micro_batch=1),
+    "emd_fused": partial(distil, backend="fused"),
+    "lmd": partial(distil, kind="mlp", objective=LagrangianDistillation),
+    "adversarial": finish,
+}
+FUSED = ("full",) if torch.__version__ >= FUSED_SHARDS_SINCE else ()
+CASES = [(name, sharding) for name in EQUAL for sharding in (FUSED if name == "emd_fused" else ("none", "full"))]
+WRONG = {
+    "fused": partial(distil, backend="fused"),
+    "bare": partial(regress, objective=Bare),
+    "around_the_hooks": partial(regress, objective=AroundTheHooks, sharding="full"),
+    "broken_at_first": partial(regress, objective=BrokenAtFirst),
+    "broken_at_first_sharded": partial(regress, objective=BrokenAtFirst, sharding="full"),
+}
+SCENARIOS = {f"{name}_{sharding}": partial(EQUAL[name], sharding=sharding) for name, sharding in CASES} | WRONG
 
 
-def regress_broken_at_first(context):
-    return regress(context, BrokenAtFirst())
-
-
-SCENARIOS = [distil, distil_in_micro_batches, distil_fused, finish, regress_bare, regress_broken_at_first]
-
-
-def work(rank, folder):
+def work(rank, workers, folder, names):
     """One worker: every scenario in turn, what came of it into `folder`."""
     torch.set_num_threads(1)
     rendezvous = f"file://{folder / 'rendezvous'}"
-    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORKERS)
-    for scenario in SCENARIOS:
-        name = scenario.__name__
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=workers)
+    for name in names:
         try:
-            result = scenario(Worker(folder / name, rank))
+            result = SCENARIOS[name](LocalContext(folder / name, rank=rank, world_size=workers))
         except AyfError as error:
             result = {"error": str(error)}
         torch.save(result, folder / f"{name}_{rank}.pt")
+        distributed.barrier()
     distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("workers")
+def run(folder, workers, names):
+    folder.mkdir(exist_ok=True)
+    (folder / "rendezvous").unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        multiprocessing.spawn(work, args=(place,), nprocs=WORKERS)
-    return place
+        multiprocessing.spawn(work, args=(workers, folder, list(names)), nprocs=workers)
+    return folder
 
 
-def results(folder, scenario):
-    return [torch.load(folder / f"{scenario.__name__}_{rank}.pt", weights_only=True) for rank in range(WORKERS)]
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("two"), 2, SCENARIOS)
 
 
-def losses(path: Path):
-    return [json.loads(line)["metrics"] for line in path.read_text().splitlines()]
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory):
+    """A global batch of eight does not divide over three."""
+    return run(tmp_path_factory.mktemp("three"), 3, [f"{name}_{sharding}" for name, sharding in CASES])
 
 
-@pytest.mark.parametrize("scenario", [distil, distil_in_micro_batches, finish])
-def test_two_workers_train_what_one_worker_trains(folder, tmp_path, scenario):
-    first, second = results(folder, scenario)
-    torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=0)
-    alone = scenario(LocalContext(tmp_path))
-    torch.testing.assert_close(first["weights"], alone["weights"], rtol=1e-6, atol=1e-8)
-    gradient_norms = [
-        [metrics["gradient_norm"] for metrics in losses(place / "metrics.jsonl")]
-        for place in (folder / scenario.__name__ / "rank_0", tmp_path)
-    ]
-    assert len(gradient_norms[0]) == 5
-    assert gradient_norms[0] == pytest.approx(gradient_norms[1], rel=1e-6)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    place = tmp_path_factory.mktemp("one")
+    return place, {name: scenario(LocalContext(place / name)) for name, scenario in EQUAL.items()}
 
 
-def test_fused_derivative_is_refused_on_every_worker(folder):
-    for result in results(folder, distil_fused):
+def results(folder):
+    return lambda name: [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{name}_[0-9].pt"))]
+
+
+def logged(folder: Path):
+    return [json.loads(line)["metrics"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", ["pair", "trio"])
+@pytest.mark.parametrize(("name", "sharding"), CASES)
+def test_several_workers_train_what_one_worker_trains(request, alone, workers, name, sharding):
+    folder = request.getfixturevalue(workers)
+    found = results(folder)(f"{name}_{sharding}")
+    assert len(found) == {"pair": 2, "trio": 3}[workers]
+    assert found[0]["sharded"][0] == (sharding == "full")
+    place, whole = alone
+    for each in found:
+        for part in ("weights", "averages"):
+            torch.testing.assert_close(each[part], found[0][part], rtol=0, atol=0)
+            torch.testing.assert_close(each[part], whole[name][part], rtol=1e-6, atol=1e-8)
+    mine, theirs = logged(folder / f"{name}_{sharding}"), logged(place / name)
+    assert len(mine) == len(theirs) == 5
+    for key in ("gradient_norm", "loss"):
+        assert [metrics[key] for metrics in mine] == pytest.approx([metrics[key] for metrics in theirs], rel=1e-6)
+
+
+@pytest.mark.parametrize("workers", ["pair", "trio"])
+def test_a_worker_of_a_sharded_training_holds_only_its_part_of_the_averages(request, alone, workers):
+    found = results(request.getfixturevalue(workers))("emd_full")
+    total = alone[1]["emd"]["held"]
+    assert sum(each["held"] for each in found) == total
+    assert max(each["held"] for each in found) < 0.75 * total
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_snapshots_and_checkpoints_are_those_of_one_worker(pair, alone, sharding):
+    ours, theirs = pair / f"emd_{sharding}", alone[0] / "emd"
+    names = sorted(path.name for path in (theirs / "ema").iterdir())
+    assert names == sorted(path.name for path in (ours / "ema").iterdir())
+    for name in names:
+        torch.testing.assert_close(
+            load_file(ours / "ema" / name), load_file(theirs / "ema" / name), rtol=1e-6, atol=1e-8
+        )
+    states = [load_state(place / "checkpoints" / "step_00000003") for place in (ours, theirs)]
+    torch.testing.assert_close(*states, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("begun", ["one worker", "none", "full"])
+def test_a_checkpoint_goes_on_at_any_other_worker_count_and_sharding(tmp_path, pair, alone, begun):
+    source = alone[0] / "adversarial" if begun == "one worker" else pair / f"adversarial_{begun}"
+    expected = alone[1]["adversarial"]
+    for sharding in ("none", "full"):
+        place = tmp_path / f"adversarial_{sharding}"
+        shutil.copytree(source / "checkpoints", place / "checkpoints")
+    folder = run(tmp_path, 3, ["adversarial_none", "adversarial_full"])
+    shutil.copytree(source / "checkpoints", tmp_path / "one" / "checkpoints")
+    found = [*results(folder)("adversarial_none"), *results(folder)("adversarial_full")]
+    for each in [*found, finish(LocalContext(tmp_path / "one"))]:
+        for part in ("weights", "averages"):
+            torch.testing.assert_close(each[part], expected[part], rtol=1e-6, atol=1e-8)
+    assert len(found) == 6
+    assert [len(logged(tmp_path / name)) for name in ("adversarial_none", "adversarial_full", "one")] == [2, 2, 2]
+
+
+def test_fused_derivative_is_refused_on_every_worker(pair):
+    for result in results(pair)("fused"):
         assert "would train without synchronising gradients" in result["error"]
 
 
-def test_objective_that_calls_the_bare_module_is_found_out_at_the_first_step_on_every_worker(folder):
-    for result in results(folder, regress_bare):
+@pytest.mark.parametrize("wiring", ["bare", "around_the_hooks"])
+def test_wiring_that_leaves_gradients_unsynchronised_is_found_out_at_the_first_step_on_every_worker(pair, wiring):
+    for result in results(pair)(wiring):
         assert "they are not synchronised" in result["error"]
-    assert not (folder / "regress_bare" / "rank_0" / "metrics.jsonl").exists()
+    assert not (pair / wiring / "metrics.jsonl").exists()
 
 
-def test_gradient_that_is_not_finite_at_first_is_skipped_and_not_called_unsynchronised(folder):
-    first, second = results(folder, regress_broken_at_first)
+@pytest.mark.parametrize("name", ["broken_at_first", "broken_at_first_sharded"])
+def test_gradient_that_is_not_finite_at_first_is_skipped_and_not_called_unsynchronised(pair, name):
+    first, second = results(pair)(name)
     assert first.get("error") is None
     assert first["skipped"] == second["skipped"] == 1
     torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=0)
     assert all(tensor.isfinite().all() for tensor in first["weights"].values())
+
+
+def test_a_torch_too_old_to_shard_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.10.1"))
+    context = LocalContext(tmp_path)
+    network = network_of("mlp", context)
+    context.world_size = 2
+    with pytest.raises(AyfError, match=r"needs torch 2\.11, here is 2\.10\.1: upgrade"):
+        distribute(network, context, "full")
+
+
+def test_a_torch_too_old_for_the_fused_derivative_of_shards_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.12.1"))
+    network = network_of("mlp", LocalContext(tmp_path))
+    network.set_requires_gradient_sync = None  # what a sharded network has
+    with pytest.raises(AyfError, match=r"'fused' passes through sharded networks since torch 2\.13"):
+        BACKENDS["fused"](network, None, None)
+
+
+def test_an_unknown_sharding_is_named(tmp_path):
+    with pytest.raises(AyfError, match="unknown sharding 'half': choose none or full"):
+        distribute(nn.Linear(1, 1), LocalContext(tmp_path), "half")

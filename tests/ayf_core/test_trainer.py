@@ -3,14 +3,13 @@
 import copy
 import json
 import math
-import shutil
 
 import pytest
 import torch
 from torch import nn
 
 from ayf_core.analytic import Gaussian
-from ayf_core.errors import AyfError
+from ayf_core.errors import AyfError, Preempted
 from ayf_core.networks import NetworkSpec, build_network
 from ayf_core.objectives import Batch, EulerianDistillation, FlowMatching, Loss, TangentSettings
 from ayf_core.objectives.base import Objective
@@ -20,7 +19,7 @@ from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.optimisers import OptimiserSettings
-from ayf_core.training.trainer import SKIPPED_IN_A_ROW, LoopSettings, Phase, Trainer, rows_of_micro_batches
+from ayf_core.training.trainer import SKIPPED_IN_A_ROW, LoopSettings, Phase, Trainer
 
 DATA = Gaussian(torch.tensor([0.5, -1.0]), torch.tensor([[1.0, 0.3], [0.3, 0.5]]))
 STEPS = 12
@@ -167,17 +166,6 @@ def test_micro_batches_give_the_result_of_the_whole_batch_up_to_rounding(tmp_pat
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_micro_batches_divide_the_rows_of_a_worker_equally():
-    assert rows_of_micro_batches(8, 1, 0, None) == [slice(0, 8)]
-    assert rows_of_micro_batches(8, 2, 1, 3) == [slice(4, 6), slice(6, 8)]
-    assert rows_of_micro_batches(6, 1, 0, 4) == [slice(0, 3), slice(3, 6)]
-    assert rows_of_micro_batches(5, 1, 0, 2) == [slice(i, i + 1) for i in range(5)]
-    every = [rows for rank in range(3) for rows in rows_of_micro_batches(24, 3, rank, 3)]
-    assert [i for rows in every for i in range(24)[rows]] == list(range(24))
-    with pytest.raises(AyfError, match="8 does not divide over 3 workers"):
-        rows_of_micro_batches(8, 3, 0, None)
-
-
 def test_a_bin_that_is_empty_in_one_micro_batch_is_still_logged(tmp_path):
     trainer_of(tmp_path, micro_batch=1).fit()
     logged = records(tmp_path)[-1]["metrics"]
@@ -274,16 +262,27 @@ def test_gradients_are_clipped_to_the_asked_norm(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
-def test_damaged_checkpoint_stops_a_resumption_by_name(tmp_path, name):
+def test_damaged_checkpoint_costs_the_steps_since_the_one_before(tmp_path, uninterrupted, name):
     with pytest.raises(Stop):
         trainer_of(tmp_path, stop=5).fit()
     newest = tmp_path / "checkpoints" / "step_00000004"
     payload = (newest / name).read_bytes()
     (newest / name).write_bytes(payload[: len(payload) // 2])
-    with pytest.raises(AyfError, match=r"step_00000004.*delete that folder"):
-        trainer_of(tmp_path).fit()
-    shutil.rmtree(newest)  # the remedy: the checkpoint before it takes over
-    trainer_of(tmp_path).fit()
+    trainer = trainer_of(tmp_path)
+    assert trainer.context.latest_checkpoint().name == "step_00000002"
+    trainer.fit()
+    assert_same_bits(everything(trainer), uninterrupted[0])
+
+
+def test_a_stop_is_a_checkpoint_of_that_very_step_and_the_rest_goes_on_from_it(tmp_path, uninterrupted):
+    trainer = trainer_of(tmp_path)
+    trainer.context.stop_asked = lambda: trainer.step == 3  # between two checkpoints
+    with pytest.raises(Preempted, match="stopped at step 3 with a checkpoint"):
+        trainer.fit()
+    trainer = trainer_of(tmp_path)
+    assert trainer.context.latest_checkpoint().name == "step_00000003"
+    trainer.fit()
+    assert_same_bits(everything(trainer), uninterrupted[0])
 
 
 def other_phases(folder):

@@ -8,7 +8,6 @@ from ayf_core.errors import AyfError
 from ayf_core.velocity import (
     Autoguidance,
     ClassifierFreeGuidance,
-    FlowMapVelocity,
     NetworkVelocity,
     VelocityField,
     guided,
@@ -49,14 +48,6 @@ def test_network_velocity_asks_on_the_diagonal_and_ignores_the_guidance_scale():
     assert scale is None
 
 
-def test_flow_map_velocity_asks_on_the_diagonal_and_passes_the_guidance_scale():
-    network = Recorder()
-    FlowMapVelocity(network)(X, T, LABELS, torch.full((4,), 2.0))
-    t, s, _, scale = network.asked
-    assert torch.equal(t, s)
-    assert (scale == 2).all()
-
-
 def test_autoguidance_at_one_is_the_teacher_and_above_moves_away_from_the_weak_one():
     guided = Autoguidance(Constant(5.0), Constant(4.0))
     scales = torch.tensor([1.0, 2.0, 3.0, 0.0], dtype=torch.float64)
@@ -81,8 +72,7 @@ def test_guidance_costs_both_of_its_evaluations():
 
 
 def test_every_field_keeps_the_protocol():
-    network = Recorder()
-    fields = [NetworkVelocity(network), FlowMapVelocity(network)]
+    fields = [NetworkVelocity(Recorder()), NetworkVelocity(Recorder())]
     fields += [Autoguidance(*fields), ClassifierFreeGuidance(fields[0], 3)]
     assert all(isinstance(field, VelocityField) for field in fields)
 

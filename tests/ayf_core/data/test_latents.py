@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ayf_core.data.latents import LatentDataset, LatentSpace, write_latents
+from ayf_core.data.latent_shards import write_latents
+from ayf_core.data.latents import LatentDataset, LatentSpace
 from ayf_core.errors import AyfError
 
 Latents = tuple[Tensor, Tensor, Tensor]

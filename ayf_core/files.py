@@ -1,0 +1,47 @@
+"""Reads what others may have written: JSON that may be anything, and names of files that may point anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from ayf_core.errors import AyfError
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for what is none, nesting too deep to be read included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file. Raises OSError, or ValueError as `parse_json` does."""
+    return parse_json(path.read_bytes())
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def inside(folder: str | Path, name: Any, named_in: str | Path) -> Path:
+    """`folder / name`, for a name that was read from a file: plain words below the folder, on every system.
+
+    Links are followed: DVC may keep what it tracks as links into its cache.
+
+    Args:
+        named_in: the file that names it, for the message.
+
+    Raises:
+        AyfError: the name is no text, is absolute, or climbs out of the folder.
+    """
+    bad = not isinstance(name, str) or not name or "\0" in name
+    if not bad:
+        parts = PurePosixPath(name).parts + PureWindowsPath(name).parts
+        bad = ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor != ""
+    if bad:
+        raise AyfError(f"{named_in} names {name!r}, which is no file inside {folder}: do not use it, get it again")
+    return Path(folder) / name
