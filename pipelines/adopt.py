@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ayf_core.errors import AyfError
 from pipelines import settings
-from pipelines.config import Config, RuntimeConfig, load_config
-from pipelines.tracking import settings_of_run
+from pipelines.config import Config, load_config
+from pipelines.lineage import settings_of_run
+from pipelines.runtime import RuntimeConfig
 
 NOT_ADOPTED = ("seed",)
 """A trial's seed is of its training alone; the experiment's also decides data and teacher."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.cluster import commands as cluster_commands
+
 if TYPE_CHECKING:
     from pipelines.config import Config
     from pipelines.params import Change
@@ -47,6 +49,7 @@ def main() -> None:
       ayf sample MODEL --steps 4 --labels 3,7        look at pictures
       ayf sweep distill                              search for better settings
       ayf tune-sampling MODEL                        find the best grid, γ and λ for a few steps
+      ayf submit repro runtime=slurm                 the same pipeline on a Slurm cluster
 
     Settings that decide results live in params.yaml alone. Where things run (Ray or inline, workers, device)
     is a file of conf/runtime, chosen by the environment variable AYF_RUNTIME (default: local).
@@ -83,7 +86,7 @@ def params_use(assignments: tuple[str, ...]) -> None:
     if len(names) != 1:
         raise AyfError(f"name one preset as preset=NAME, one of {', '.join(presets(root))}")
     overrides = [text for text in assignments if not text.startswith("preset=")]
-    _replace(root, from_preset(root, names[0], overrides), names[0])
+    replace_params(root, from_preset(root, names[0], overrides), names[0])
 
 
 @params.command("set", short_help="Change settings of params.yaml, e.g. seed=3.")
@@ -94,7 +97,7 @@ def params_set(assignments: tuple[str, ...]) -> None:
     from pipelines.params import changed, named_preset
 
     root = project_root()
-    _replace(root, changed(root, assignments), named_preset(root))
+    replace_params(root, changed(root, assignments), named_preset(root))
 
 
 @params.command("adopt", short_help="Take over the settings of a sweep's best trial, or of any run.")
@@ -106,13 +109,14 @@ def params_adopt(run: str) -> None:
     a sweep, or of a stage.
     """
     from pipelines.adopt import adopted
-    from pipelines.config import load_runtime, project_root
+    from pipelines.config import project_root
     from pipelines.params import named_preset
+    from pipelines.runtime import load_runtime
 
     root = project_root()
     source, config = adopted(root, run, load_runtime(root))
     click.echo(f"settings of {source}")
-    _replace(root, config, named_preset(root))
+    replace_params(root, config, named_preset(root))
 
 
 @params.command("check", short_help="Check params.yaml; names every problem.")
@@ -150,7 +154,8 @@ def params_diff(preset: str | None) -> None:
     _print_changes(changes)
 
 
-def _replace(root: Path, config: Config, preset: str) -> None:
+def replace_params(root: Path, config: Config, preset: str) -> None:
+    """Write params.yaml and print what changed in it."""
     from ayf_core.errors import AyfError
     from pipelines.config import read_config
     from pipelines.params import differences, write
@@ -212,12 +217,14 @@ def ui(port: int, host: str) -> None:
     Prints links to the pages worth opening: all runs, evaluations, the newest sweep, with columns chosen and the
     best first. Only this machine can open them unless --host says otherwise.
     """
-    from pipelines.config import load_runtime, project_root
+    from pipelines.config import project_root
+    from pipelines.runtime import load_runtime
     from pipelines.saved_views import links
-    from pipelines.ui import become, require_free_port, server_command, store_to_serve
+    from pipelines.ui import become, require_free_port, server_command, store_to_serve, warn_if_reachable
 
     root = project_root()
     require_free_port(host, port)
+    warn_if_reachable(host, port, "read, change and delete every run")
     # Made ready before the server starts: two processes that both create the schema of a fresh store crash.
     store = store_to_serve(root, load_runtime(root), host, port)
     address = f"http://{host}:{port}"
@@ -225,6 +232,35 @@ def ui(port: int, host: str) -> None:
     for words, page in links(store, address):
         click.echo(f"  {words}: {page}")
     become(*server_command(store, host, port))
+
+
+@main.command(short_help="An MLflow server for a team, on PostgreSQL.")
+@click.option("--database", metavar="URL", help="postgresql://USER@HOST/NAME, no password.  [default: AYF_DATABASE]")
+@click.option("--artefacts", metavar="PLACE", help="Folder, or s3://... and the like.  [default: mlruns/served]")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--name", "names", multiple=True, help="A name that others reach this machine by; may be repeated.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Processes that answer.")
+def serve(
+    database: str | None, artefacts: str | None, port: int, host: str, names: tuple[str, ...], workers: int
+) -> None:
+    """Serve MLflow over a PostgreSQL database until Ctrl-C, for runs of many machines.
+
+    The database's schema is created or upgraded first. Artefacts go through the server, so whoever trains needs no
+    access to where they lie. The password comes from ~/.pgpass, PGPASSWORD, or the address in AYF_DATABASE.
+    """
+    from pipelines import server
+    from pipelines.config import project_root
+    from pipelines.ui import become, require_free_port, warn_if_reachable
+
+    address = server.database_address(database)
+    place = server.artefact_place(project_root(), artefacts)
+    require_free_port(host, port, "ayf serve")
+    warn_if_reachable(host, port, "read, change and delete every run and its artefacts")
+    server.migrate(address)
+    click.echo(f"MLflow over {server.shown(address)}, artefacts in {place}, in a few seconds; Ctrl-C stops it")
+    click.echo(f"To send runs there: tracking_uri: http://{host}:{port} in a file of conf/runtime")
+    become(*server.command(address, place, host, port, workers, names))
 
 
 @main.command(short_help="Figures over the project's runs, served or as one file.")
@@ -239,9 +275,10 @@ def dashboard(port: int, host: str, export: Path | None) -> None:
     """
     from ayf_core.errors import AyfError
     from dashboards.store import StoreError
-    from pipelines.config import load_runtime, project_root
-    from pipelines.tracking import tracking_uri
-    from pipelines.ui import is_this_machine_only, require_free_port
+    from pipelines.config import project_root
+    from pipelines.runtime import load_runtime
+    from pipelines.store import tracking_uri
+    from pipelines.ui import require_free_port, warn_if_reachable
 
     root = project_root()
     if export is None:
@@ -254,8 +291,7 @@ def dashboard(port: int, host: str, export: Path | None) -> None:
             write(export, store_page(store))
             click.echo(f"wrote {export}")
             return
-        if not is_this_machine_only(host):
-            click.echo(f"warning: whoever can reach {host}:{port} can read every run; there is no password", err=True)
+        warn_if_reachable(host, port, "read every run")
         from dashboards.app import build, serve
 
         app = build(store)
@@ -362,7 +398,12 @@ def _read_steps(ctx: click.Context, option: click.Parameter, text: str | None) -
 @main.command(short_help="Search settings: many trials, the best confirmed.")
 @click.argument("name")
 @click.option("--resume", is_flag=True, help="Go on with the newest sweep of that name, after any interruption.")
-@click.option("--new", "anew", is_flag=True, help="Begin another although the newest was interrupted.")
+@click.option(
+    "--new",
+    "anew",
+    is_flag=True,
+    help="Begin another although the newest was interrupted; with --resume: only if none was.",
+)
 def sweep(name: str, resume: bool, anew: bool) -> None:
     """Run the search that sweeps/NAME.yaml describes, and say which settings are best.
 
@@ -376,11 +417,14 @@ def sweep(name: str, resume: bool, anew: bool) -> None:
     """
     from importlib import import_module
 
-    from pipelines.config import load_runtime, project_root
+    from pipelines.cluster.rendezvous import told_to_job
+    from pipelines.config import project_root
+    from pipelines.runtime import load_runtime
 
     root = project_root()
-    # By name: `sweeps` builds on `pipelines`, not the other way round.
-    import_module("sweeps.runner").run_named(root, name, load_runtime(root), resume=resume, anew=anew)
+    with told_to_job():
+        # By name: `sweeps` builds on `pipelines`, not the other way round.
+        import_module("sweeps.runner").run_named(root, name, load_runtime(root), resume=resume, anew=anew)
 
 
 @main.command("tune-sampling", short_help="Find and store the best grid, γ and λ of a trained student.")
@@ -406,6 +450,12 @@ def tune_sampling(model: str, steps: list[int] | None, candidates: int | None, m
     asked = {"steps": steps, "candidates": candidates, "metric": metric}
     changed = dataclasses.replace(search, **{name: value for name, value in asked.items() if value is not None})
     import_module("sweeps.tune_sampling").tune(root, model, changed)
+
+
+# --- jobs ---------------------------------------------------------------------------------------------
+
+for command in (cluster_commands.submit, cluster_commands.jobs_, cluster_commands.logs, cluster_commands.cancel):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

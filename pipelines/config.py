@@ -1,7 +1,7 @@
-"""The settings of an experiment and of the machine it runs on: their types, ranges and what must agree.
+"""The settings of an experiment: their types, ranges and what must agree.
 
 ``params.yaml`` holds every value; the dataclasses below hold no default for anything that changes a result.
-:func:`load_config` reads and checks the file before any work; :func:`load_runtime` reads ``conf/runtime/``.
+:func:`load_config` reads and checks the file before any work.
 """
 
 # ruff: noqa: RUF009  (`setting` is dataclasses.field with a meaning and a range; it builds nothing to share)
@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ayf_core.errors import AyfError
 from pipelines import settings
+from pipelines.documents import located, read_document, type_problem
 from pipelines.settings import setting
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PARAMS_FILE = "params.yaml"
-T = TypeVar("T")
 
 NORM_GROUPS = 8
 """Groups of the codec's normalisation layers."""
@@ -376,24 +374,8 @@ def read_config(root: Path) -> tuple[Config | None, list[str]]:
     try:
         composed = compose(root, "root", [])
     except AyfError as error:
-        return None, [_located(document, str(error))]
-    return checked(composed, lambda line: _located(document, line))
-
-
-def read_document(path: Path, remedy: str) -> settings.Document:
-    """A YAML file's keys and lines.
-
-    Raises:
-        AyfError: the file is missing, unreadable or not YAML.
-    """
-    try:
-        return settings.Document(path.read_text(encoding="utf-8"), path.name)
-    except FileNotFoundError as error:
-        raise AyfError(f"no {path.name} in {path.parent}: {remedy}") from error
-    except UnicodeDecodeError as error:
-        raise AyfError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise AyfError(f"cannot read {path} ({error.strerror}): check that it is a readable file") from error
+        return None, [located(document, str(error))]
+    return checked(composed, lambda line: located(document, line))
 
 
 def checked(composed: DictConfig, locate: Callable[[str], str] = str) -> tuple[Config | None, list[str]]:
@@ -408,10 +390,6 @@ def checked(composed: DictConfig, locate: Callable[[str], str] = str) -> tuple[C
     # Disagreements of values that are wrong by themselves would only repeat the complaint.
     problems = settings.range_problems(config.to_dict(), Config) or disagreements(config)
     return config, [locate(line) for line in problems]
-
-
-def _located(document: settings.Document, line: str) -> str:
-    return f"{document.where(line.split(' ', 1)[0])}: {line}"
 
 
 def compose(root: Path, recipe: str, overrides: Sequence[str]) -> DictConfig:
@@ -434,21 +412,7 @@ def compose(root: Path, recipe: str, overrides: Sequence[str]) -> DictConfig:
         with initialize_config_dir(str(conf_folder(root).resolve()), version_base="1.3"):
             return hydra_compose(recipe, overrides=[search, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
-        raise AyfError(_type_problem(error, Config)) from error
-
-
-def _type_problem(error: BaseException, schema: type) -> str:
-    """What OmegaConf could not convert, in our words; its error may be the cause of one of Hydra's."""
-    cause: BaseException | None = error
-    while cause is not None:
-        key = getattr(cause, "full_key", None)
-        leaf = settings.settings_of(schema).get(key.split("[")[0]) if key else None
-        if leaf is not None:
-            held = "holds" if "[" in str(key) else "="
-            value = settings.literal(getattr(cause, "value", None))
-            return f"{leaf.key} {held} {value}: must be {leaf.allowed()}; choose such a value"
-        cause = cause.__cause__ or cause.__context__
-    return " ".join(str(error).split())
+        raise AyfError(type_problem(error, Config)) from error
 
 
 def conf_folder(root: Path) -> Path:
@@ -477,70 +441,3 @@ def config_subtree(config: Mapping[str, Any], key: str) -> Any:
         AyfError: there is no such key; names the nearest.
     """
     return settings.subtree(config, key)
-
-
-# --- runtime ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class RuntimeConfig:
-    """Where and how things run; not in ``params.yaml``: a move to another machine rebuilds nothing.
-
-    Threads and workers may change the last digits of a result, a device also the numbers that are drawn.
-    """
-
-    mode: str = setting("ray = processes of Ray Train; inline = this process", choices=("ray", "inline"), default="ray")
-    workers: int = setting("training processes", at_least=1, default=1)
-    threads_per_worker: int | None = setting("null = all cores / workers", at_least=1, default=None)
-    device: str = setting("auto = CUDA where there is one", choices=("auto", "cpu", "cuda"), default="auto")
-    micro_batch: int | None = setting("most samples per forward and worker", at_least=1, default=None)
-    checkpoint_every: int = setting("steps between checkpoints", at_least=1, default=200)
-    log_every: int = setting("steps between logged points", at_least=1, default=20)
-    tracking_uri: str | None = setting("MLflow server; null = a SQLite store in the project", default=None)
-    system_metrics: bool = setting("log CPU, memory and GPU use to MLflow", default=False)
-    trial_threads: int = setting("threads of each worker of a sweep's trial", at_least=1, default=1)
-    trials_at_once: int | None = setting("null = as many of a sweep's trials as fit", at_least=1, default=None)
-
-
-def load_runtime(root: Path | None = None, name: str | None = None) -> RuntimeConfig:
-    """The runtime called ``name``: a file of ``conf/runtime`` or a path to one.
-
-    Without a name the environment variable ``AYF_RUNTIME`` names it, else it is ``local``.
-
-    Raises:
-        AyfError: no such runtime, or a setting in it is unknown or wrong.
-    """
-    name = name or os.environ.get("AYF_RUNTIME") or "local"
-    folder = conf_folder(root or Path.cwd()) / "runtime"
-    path = Path(name) if name.endswith((".yaml", ".yml")) or os.sep in name else folder / f"{name}.yaml"
-    choices = sorted(file.stem for file in folder.glob("*.yaml"))
-    if not path.is_file():
-        guess = settings.nearest(name, choices)
-        hint = f"did you mean {guess}?" if guess else f"choose one of {', '.join(choices)}, or a path to a file"
-        raise AyfError(f"no runtime {name} (from AYF_RUNTIME or conf/runtime): {hint}")
-    return read_typed(path, RuntimeConfig, f"choose one of {', '.join(choices)}")
-
-
-def read_typed(path: Path, schema: type[T], remedy: str, free: Sequence[str] = ()) -> T:
-    """A YAML file of settings as the dataclass `schema`; groups named in `free` are left to the caller.
-
-    Raises:
-        AyfError: the file is missing (`remedy` says what to do) or not YAML, or a setting is unknown or wrong.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    document = read_document(path, remedy)
-    problems = document.shape_problems(schema, free)
-    if problems:
-        raise AyfError(problems[0])
-    loaded = typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path)))
-    values = {key: value for key, value in loaded.items() if key not in free}
-    try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(values)))
-    except OmegaConfBaseException as error:
-        raise AyfError(_located(document, _type_problem(error, schema))) from error
-    problems = settings.range_problems(dataclasses.asdict(typing.cast(Any, typed)), schema)
-    if problems:
-        raise AyfError(_located(document, problems[0]))
-    return typing.cast(T, typed)

@@ -6,7 +6,6 @@ dvc.yaml is the one declaration. DVC decides by it what to run again; this modul
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from ayf_core.errors import AyfError
+from ayf_core.files import inside, read_json
 
 NOT_INPUTS = ("__pycache__", "sampling.json")
 """What lies in inputs and is none: byte code, and the tuned sampling settings that stand beside a model's weights."""
@@ -38,14 +38,14 @@ def read_declarations(root: Path) -> dict[str, Declaration]:
     """Every stage of dvc.yaml, matrix entries as `distill@emd`.
 
     Raises:
-        AyfError: there is no dvc.yaml, or it is not YAML.
+        AyfError: there is no dvc.yaml, it is not YAML, or a stage would write outside the project.
     """
     path = root / "dvc.yaml"
     try:
         document = yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError as error:
         raise AyfError(f"no dvc.yaml in {root}: run this in the project's folder") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise AyfError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     known = read_params(root)
     declared = {}
@@ -53,6 +53,7 @@ def read_declarations(root: Path) -> dict[str, Declaration]:
         for item in _matrix_items(body.get("matrix")):
             values = {**known, "item": item}
             name = f"{base}@{'-'.join(str(value) for value in item.values())}" if item else base
+            inside(root / "runs", name, path)
             declared[name] = Declaration(
                 name=name,
                 base=base,
@@ -61,6 +62,8 @@ def read_declarations(root: Path) -> dict[str, Declaration]:
                 params=_param_keys(body.get("params"), values),
                 outputs=tuple(p for part in ("outs", "metrics", "plots") for p in _paths(body.get(part), values)),
             )
+            for out in declared[name].outputs:
+                inside(root, out, path)
     return declared
 
 
@@ -127,9 +130,9 @@ def fingerprint(path: Path) -> str:
 
 def _holds_checksums(manifest: Path) -> bool:
     try:
-        shards = json.loads(manifest.read_text()).get("shards", [])
+        shards = read_json(manifest).get("shards", [])
         return bool(shards) and all("sha256" in shard for shard in shards)
-    except (ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from pathlib import Path
 from rich.markup import escape
 
 from ayf_core.errors import AyfError
-from pipelines.config import RuntimeConfig, load_runtime, project_root, read_config
+from pipelines.cluster import slurm
+from pipelines.config import project_root, read_config
 from pipelines.params import named_preset
+from pipelines.runtime import RuntimeConfig, load_runtime
 from pipelines.ui import next_free_port, port_is_free
 
 GIB = 2**30
@@ -72,6 +75,7 @@ def examine(start: Path | None = None) -> list[Check]:
         ("memory", memory),
         ("disk", lambda: disk(root)),
         ("ray", lambda: ray_installed(runtime)),
+        ("slurm", lambda: slurm_there(runtime)),
         ("git", lambda: git_state(root)),
         ("dvc", lambda: dvc_state(root)),
         ("params.yaml", lambda: params_state(root)),
@@ -184,6 +188,19 @@ def ray_installed(runtime: RuntimeConfig) -> Check:
     return Check("ray", "ok", version)
 
 
+def slurm_there(runtime: RuntimeConfig) -> Check:
+    """The partitions with their nodes; without a Slurm only a runtime that needs one lacks something."""
+    wanted = runtime.mode == "slurm"
+    try:
+        nodes = slurm.nodes()
+        if wanted:
+            slurm.check(runtime)
+    except AyfError as error:
+        return Check("slurm", *("missing", *_split(str(error))) if wanted else ("note", "none here"))
+    counted = Counter(node.partition for node in nodes)
+    return Check("slurm", "ok", ", ".join(f"{name} ({count} nodes)" for name, count in counted.items()))
+
+
 def git_state(root: Path) -> Check:
     if shutil.which("git") is None:
         return Check("git", "missing", "no git command", "install git")
@@ -219,15 +236,9 @@ def params_state(root: Path) -> Check:
 
 def store_state(root: Path, runtime: RuntimeConfig) -> Check:
     """Asks the store itself; the project's own is created if there is none, as the first run would."""
-    from pipelines.tracking import tracking_uri
+    from pipelines.store import tracking_uri
 
-    try:
-        return Check("mlflow store", "ok", f"ready: {tracking_uri(root, runtime)}")
-    except AyfError:
-        raise
-    except Exception as error:  # whatever MLflow, SQLAlchemy or SQLite make of a file that is no store
-        found = f"not usable: {type(error).__name__}: {error}".splitlines()[0]
-        return Check("mlflow store", "missing", found, "move the file away: the next run starts a new store")
+    return Check("mlflow store", "ok", f"ready: {tracking_uri(root, runtime)}")
 
 
 def ui_port() -> Check:

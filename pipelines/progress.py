@@ -1,9 +1,16 @@
-"""What a person sees while a stage trains: one tidy bar, or a line every tenth outside a terminal."""
+"""What a person sees while a stage trains: one tidy bar, or a line every tenth outside a terminal.
+
+Inside a job, every event is noted in the file that AYF_PROGRESS_FILE names as well: the terminal that follows the job
+shows the same bar from it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -21,10 +28,15 @@ _RATE_WINDOW = 50
 
 
 class TrainingProgress:
-    """Shows notes ("starting Ray") and then the records of a metrics file; a context manager."""
+    """Shows notes ("starting Ray") and then the records of a metrics file; a context manager.
 
-    def __init__(self, name: str, console: Console | None = None) -> None:
+    `quiet` keeps the bar and leaves out the lines that stay when it is gone.
+    """
+
+    def __init__(self, name: str, console: Console | None = None, *, quiet: bool = False) -> None:
         self._name = name
+        self._quiet = quiet
+        self._events = None if quiet else os.environ.get("AYF_PROGRESS_FILE")
         self._console = console or Console()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RATE_WINDOW)
         self._last: Mapping | None = None
@@ -44,11 +56,13 @@ class TrainingProgress:
         self._task = self._bar.add_task(name, total=None, figures="")
 
     def __enter__(self) -> TrainingProgress:
+        self._tell(event="begin", name=self._name)
         self._bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.stop()
+        self._tell(event="end")
         if error is None and self._last is not None:
             self._summarise()
 
@@ -57,10 +71,16 @@ class TrainingProgress:
         if text == self._note:
             return
         self._note = text
+        self._tell(event="note", text=text)
         if self._live:
             self._bar.update(self._task, description=f"{self._name}: {text}" if text else self._name)
         elif text:
             self._say(text)
+
+    def remark(self, text: str) -> None:
+        """Say something that stays on the screen."""
+        self._tell(event="note", text=text)
+        self._say(text)
 
     def update(self, records: Sequence[Mapping]) -> None:
         """Show new records of a metrics file (in the order they were written)."""
@@ -72,6 +92,8 @@ class TrainingProgress:
             self._last = record
         if self._last is None:
             return
+        if records:
+            self._tell(event="record", record=self._last)
         step, total = self._last["step"], self._last["total"]
         if self._live:
             self._note = ""
@@ -109,7 +131,14 @@ class TrainingProgress:
         took = _duration(self._last["time"] - self._first["time"])
         self._say(f"{self._last['step']:,} steps in {took}{', ' + figures if figures else ''}")
 
+    def _tell(self, **event: object) -> None:
+        if self._events:
+            with Path(self._events).open("a") as file:
+                file.write(json.dumps(event) + "\n")
+
     def _say(self, text: str) -> None:
+        if self._quiet:
+            return
         self._console.print(f"{self._name}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 

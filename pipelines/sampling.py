@@ -89,6 +89,6 @@ def _settings(
 
 def local_model(model: str, root: Path) -> Path:
     """The folder of a model; only a registry address needs MLflow."""
-    from pipelines.tracking import resolve_model
+    from pipelines.models import resolve_model
 
     return Path(model) if (Path(model) / "model.json").is_file() else resolve_model(model, root)

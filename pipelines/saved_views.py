@@ -17,7 +17,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.tracking import EXPERIMENT, KIND_TAG
+from pipelines.tags import EXPERIMENT, KIND_TAG
 
 VIEW_TAG = "mlflow.sharedViewState."
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")  # pages for training, not for chats
@@ -223,6 +223,6 @@ def _distances(run: Run) -> list[str]:
 def _envelope(text: str | None) -> dict[str, Any]:
     try:
         found = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         found = {}
     return found if isinstance(found, dict) else {}

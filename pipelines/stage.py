@@ -21,12 +21,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from ayf_core.errors import AyfError
+from ayf_core.errors import AyfError, Preempted
+from ayf_core.training.context import read_notes
+from pipelines import dvc_lock
+from pipelines.cluster.rendezvous import told_to_job
 from pipelines.declarations import (
     Declaration,
     check_deps,
@@ -36,10 +38,12 @@ from pipelines.declarations import (
     read_params,
 )
 from pipelines.notes import stage_name, stage_note
+from pipelines.stopping import STOPPED, heed_stop_file, is_stopping, on_sigterm
 
 if TYPE_CHECKING:
-    from pipelines.config import Config, RuntimeConfig
+    from pipelines.config import Config
     from pipelines.execution import TrainFunction
+    from pipelines.runtime import RuntimeConfig
     from pipelines.tracking import StageRun
     from pipelines.training import Watch
 
@@ -47,6 +51,10 @@ Body = Callable[[Any, "Stage"], None]
 Launch = Callable[..., dict]
 
 INTERRUPTED = 130
+STOPPING_SECONDS = 20.0
+"""How long a stage waits for the process before it, which was asked to stop, to take its checkpoint and end."""
+ENDING_SECONDS = 3.0
+"""How long for any other: its dvc may have been killed a moment ago."""
 _COMPLETE = "complete.json"
 _PUBLISHED = "published"
 
@@ -133,19 +141,23 @@ class Stage:
             folder=folder,
             name=f"{self.name} {name}" if name else self.name,
             runtime=self.runtime,
-            on_log=self.run.log_metrics,
+            on_log=self.run.offer_metrics,
         )
+        notes = read_notes(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+        if notes:
+            self.run.set_tags({"ayf.note": "; ".join(notes)})
         _write_beside(result, json.dumps(returned))
         return returned
 
     def keep(self, path: str) -> Path:
-        """Take what the training wrote to `final/` as the declared output `path`; training keeps its own copy.
+        """Take what the training wrote to `final/` as the declared output `path`; training keeps its own.
 
-        A stage interrupted after its training thus finds the artefact again.
+        A stage interrupted after its training thus finds the artefact again. Nobody changes either, so they may share
+        their bytes.
         """
         place = self.output(path)
         shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(self.training_folder() / "final", place)
+        shutil.copytree(self.training_folder() / "final", place, copy_function=_link_or_copy)
         return place
 
     def training_folder(self, name: str | None = None) -> Path:
@@ -191,7 +203,8 @@ def run_stage(
     """
     root = root.absolute()
     if config is None or runtime is None:
-        from pipelines.config import load_config, load_runtime
+        from pipelines.config import load_config
+        from pipelines.runtime import load_runtime
 
         config = config if config is not None else load_config(root)
         runtime = runtime or load_runtime(root)
@@ -212,10 +225,10 @@ def run_stage(
             stage.run.set_tags(_output_tags(outputs))
             stage.run.set_note(stage_note(stage, stage.run))
             _publish(stage)
-            (stage.scratch / _PUBLISHED).touch()
+            (stage.scratch / _PUBLISHED).write_text(_lock_as_written(stage.root))
             _tidy(stage)
             status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, Preempted):
             status = "KILLED"
             raise
         finally:
@@ -235,7 +248,8 @@ def body_of(base: str) -> Body:
 
 
 def _open(stage: Stage) -> StageRun:
-    from pipelines.tracking import KEY_TAG, find_run_by_output, open_run
+    from pipelines.tags import KEY_TAG
+    from pipelines.tracking import open_run
 
     # In a temporary copy of the project (dvc exp run --temp), DVC_ROOT names the lasting one.
     store = Path(os.environ.get("DVC_ROOT") or stage.root)
@@ -249,7 +263,7 @@ def _open(stage: Stage) -> StageRun:
         tags={KEY_TAG: stage.key, "ayf.params_hash": params_hash[:16]},
         runtime=stage.runtime,
     )
-    upstream = {dep: find_run_by_output(dep, digest, run.uri) for dep, digest in stage.fingerprints.items()}
+    upstream = {dep: run.maker_of(dep, digest) for dep, digest in stage.fingerprints.items()}
     tags = {f"ayf.upstream.{dep}": run_id for dep, run_id in upstream.items() if run_id}
     if tags:
         run.set_tags(tags)
@@ -292,16 +306,26 @@ def _finished_outputs(stage: Stage) -> dict[str, str] | None:
 def _asked_again(stage: Stage) -> bool:
     """Whether DVC has committed this very result before, and yet runs the stage: `dvc repro --force`.
 
-    A stage killed after its work but before DVC's commit is not: that one publishes what it has.
+    A stage killed after its work but before DVC's commit is not: that one publishes what it has. What counts is that
+    dvc.lock was written since, not when: clocks jump.
     """
     marker, lock = stage.scratch / _PUBLISHED, stage.root / "dvc.lock"
-    if not (marker.exists() and lock.exists() and lock.stat().st_mtime_ns > marker.stat().st_mtime_ns):
+    if not (marker.exists() and lock.exists()) or marker.read_text() == _lock_as_written(stage.root):
         return False
     return stage.name in ((yaml.safe_load(lock.read_text()) or {}).get("stages") or {})
 
 
+def _lock_as_written(root: Path) -> str:
+    """What tells one writing of dvc.lock from the next, even of the same content."""
+    try:
+        status = (root / "dvc.lock").stat()
+    except FileNotFoundError:
+        return "none"
+    return f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
+
+
 def _output_tags(outputs: Mapping[str, str]) -> dict[str, str]:
-    from pipelines.tracking import OUTPUT_TAG
+    from pipelines.tags import OUTPUT_TAG
 
     return {f"{OUTPUT_TAG}{out}": digest for out, digest in outputs.items()}
 
@@ -336,6 +360,13 @@ def _tidy(stage: Stage) -> None:
             _remove(other)
 
 
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # some file systems have no links
+        shutil.copyfile(source, target)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -363,11 +394,25 @@ def only_writer(folder: Path, name: str) -> Iterator[IO[str]]:
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            raise AyfError(f"{name} is being run already (process {holder}): wait for it or end it") from error
+            if not _locked_within(file, STOPPING_SECONDS if is_stopping(folder) else ENDING_SECONDS):
+                raise AyfError(f"{name} is being run already (process {holder}): wait for it or end it") from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield file
+
+
+def _locked_within(file: IO[str], seconds: float) -> bool:
+    """Whether a process that is about to end let go of the lock in time."""
+    patience = time.monotonic() + seconds
+    while time.monotonic() < patience:
+        time.sleep(0.1)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 # ------------------------------------------------------------------------------------------------ the process
@@ -378,10 +423,16 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m pipelines STAGE     (a stage of dvc.yaml, such as distill@emd)", file=sys.stderr)
         return 2
-    _end_with_parent()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    heed_stop_file()
     try:
-        run_stage(_project_root(Path.cwd()), arguments[0])
+        root = _project_root(Path.cwd())
+        _end_with_parent(root)
+        with told_to_job():
+            run_stage(root, arguments[0])
+    except Preempted as stop:
+        print(f"{arguments[0]}: {stop}", file=sys.stderr)
+        return STOPPED
     except AyfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -395,29 +446,25 @@ def _project_root(start: Path) -> Path:
     return next((folder for folder in (start, *start.parents) if (folder / "dvc.yaml").exists()), start)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)
+def _end_with_parent(root: Path) -> None:
+    """End this stage when dvc is killed: an orphan would go on writing beside the rerun.
 
-
-def _end_with_parent() -> None:
-    """End this stage when dvc is killed: an orphan would go on writing beside the rerun."""
+    Raises:
+        AyfError: dvc was killed while this process started.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    # A shell between dvc and this process outlives dvc, so the parents above are watched as well.
-    above = list(_dvc_processes()) if "DVC_STAGE" in os.environ else []
-    if above:
-        threading.Thread(target=_watch, args=(above,), daemon=True, name="watch-dvc").start()
-
-
-def _dvc_processes() -> Iterator[Any]:
+    if "DVC_STAGE" not in os.environ:
+        return
     import psutil
 
-    for process in psutil.Process().parents():
-        try:
-            if any(Path(part).name in ("dvc", "dvc.exe") for part in process.cmdline()[:3]):
-                yield process
-        except psutil.Error:
-            continue
+    # A shell between dvc and this process outlives dvc, so dvc itself is watched as well. It has the outputs locked.
+    writing = dvc_lock.writers(root)
+    above = [process for process in psutil.Process().parents() if process.pid in writing]
+    if writing and not above:
+        raise AyfError(f"the dvc that started {os.environ['DVC_STAGE']} is gone: `dvc repro` goes on from here")
+    if above:
+        threading.Thread(target=_watch, args=(above,), daemon=True, name="watch-dvc").start()
 
 
 def _watch(processes: Iterable[Any]) -> None:

@@ -17,8 +17,10 @@ from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TrainingData
 from ayf_core.training.optimisers import OptimiserSettings
+from ayf_core.training.shards import gathered
 from ayf_core.training.trainer import Callback, LoopSettings, Phase, Trainer
 from pipelines import config as schema
+from pipelines.runtime import RuntimeConfig
 from pipelines.stage import Stage
 
 
@@ -40,7 +42,7 @@ class Job:
     """What a training function is told, beside its own settings; plain data that travels to the workers."""
 
     seed: int
-    runtime: schema.RuntimeConfig
+    runtime: RuntimeConfig
     data: schema.Data
     latents: Path | None = None
     codec: Path | None = None
@@ -119,6 +121,7 @@ def fit(
         micro_batch=job.runtime.micro_batch,
         log_every=job.runtime.log_every,
         checkpoint_every=job.runtime.checkpoint_every,
+        sharding=job.runtime.sharding,
     )
     Trainer(phases, data, loop, context, followers).fit()
     return averages
@@ -135,12 +138,13 @@ def finish(
     **details: Any,
 ) -> dict[str, Any]:
     """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs."""
+    weights = gathered(averages.ema.weights(training.ema_std), keep=context.rank == 0)
     if context.rank == 0:
         assert job.codec is not None
         save_model(
             context.folder / "final",
             network,
-            averages.ema.weights(training.ema_std),
+            weights,
             role=role,
             codec=job.codec,
             space=job.latent_dataset().space,

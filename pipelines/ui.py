@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from ayf_core.errors import AyfError
 
 if TYPE_CHECKING:
-    from pipelines.config import RuntimeConfig
+    from pipelines.runtime import RuntimeConfig
 
 
 def port_is_free(host: str, port: int) -> bool:
@@ -60,6 +60,16 @@ def is_this_machine_only(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
+def warn_if_reachable(host: str, port: int, can: str) -> None:
+    """Say what it means that others can reach a server that asks for no password."""
+    if not is_this_machine_only(host):
+        print(
+            f"warning: whoever can reach {host}:{port} can {can}; there is no password. Let a firewall decide who that "
+            f"is, or leave --host out and use a tunnel: ssh -L {port}:127.0.0.1:{port} HOST",
+            file=sys.stderr,
+        )
+
+
 def store_to_serve(root: Path, runtime: RuntimeConfig, host: str, port: int) -> str:
     """The URI of the store the pages show; it is ready when this returns.
 
@@ -68,10 +78,10 @@ def store_to_serve(root: Path, runtime: RuntimeConfig, host: str, port: int) -> 
     Raises:
         AyfError: the runs are on another server.
     """
-    from pipelines.tracking import ensure_store, tracking_uri
+    from pipelines.store import ensure_store, server_address, tracking_uri
 
-    configured = runtime.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    if not configured.startswith(("http://", "https://")):
+    configured = server_address(runtime)
+    if configured is None:
         return tracking_uri(root, runtime)
     address = urlsplit(configured)
     if address.hostname in (host, "localhost", "127.0.0.1") and address.port == port:

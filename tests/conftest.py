@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 # Set before torch is imported, so that subprocesses and Ray workers inherit it: the networks of the tests are
@@ -15,7 +17,7 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "true")
 import pytest
 import torch
 
-from pipelines.execution import prepare_environment
+from pipelines.cluster.own_ray import prepare_environment
 
 # Ray reads its settings when it is imported, and some tests import it before a stage or a sweep would set them.
 prepare_environment()
@@ -59,6 +61,17 @@ def no_foreign_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     for name in _FOREIGN_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'stray-mlflow.db'}")
+
+
+@pytest.fixture
+def told(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Notes a row of the table in docs/reliability.md, which docs/reliability.py makes from the report of the tests."""
+
+    def tell(fault: str, *, lost: int, seconds: float, same: bool, then: str) -> None:
+        row = {"fault": fault, "lost_steps": lost, "seconds": round(seconds, 1), "same_bytes": same, "then": then}
+        record_property("fault", json.dumps(row))
+
+    return tell
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from ayf_core.times import IntervalLaw
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.trainer import Phase
-from ayf_core.velocity import guided
+from ayf_core.velocity import VelocityField, guided
 from pipelines import config as schema
+from pipelines.runtime import RuntimeConfig
 from pipelines.stage import Stage
+from pipelines.teacher_servers import served
 from pipelines.training import Job, finish, fit, keep_model, latent_job, optimiser
 
 OBJECTIVES = {"emd": EulerianDistillation, "lmd": LagrangianDistillation}
@@ -51,16 +55,17 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
     distill: schema.Distill = settings["distill"]
     training: schema.Training = getattr(distill, settings["name"]).training
-    teacher, _ = load_network(settings["teacher"], context.device)
+    teacher, _ = load_network(settings["teacher"])
     guidance = guidance_law(distill.guidance)
     torch.manual_seed(job.seed)
     network = build_network(dataclasses.replace(teacher.spec, interval=True, guidance=guidance is not None))
     copy_shared_weights(teacher, network)
-    objective = distillation(distill, settings["name"], settings, context)
     data = LatentData(job.latent_dataset())
-    error = checked(objective, network, data, job, distill, context)
-    phase = Phase(settings["name"], network, objective, optimiser(training))
-    averages = fit([phase], data, training, job, context)
+    with teacher_velocity(settings, distill.guidance.kind, context) as velocity:
+        objective = distillation(distill, settings["name"], velocity)
+        error = checked(objective, network, data, job, distill, context)
+        phase = Phase(settings["name"], network, objective, optimiser(training))
+        averages = fit([phase], data, training, job, context)
     result = finish(
         network,
         averages,
@@ -74,6 +79,29 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     return result | {"tangent_error": error}
 
 
+def teacher_velocity(
+    settings: dict[str, Any], kind: str, context: TrainingContext
+) -> AbstractContextManager[VelocityField]:
+    """The (guided) teacher beside the student, or on servers of its own where the runtime asks for some."""
+    runtime: RuntimeConfig = settings["job"].runtime
+    load = partial(load_guided, kind, settings["teacher"], settings["weak_teacher"])
+    if runtime.teacher_workers == 0:
+        return nullcontext(load(context.device))
+    return served(
+        load,
+        context,
+        count=runtime.teacher_workers,
+        threads=runtime.threads_per_worker or torch.get_num_threads(),
+        spread=runtime.spread,
+    )
+
+
+def load_guided(kind: str, teacher: Path, weak_teacher: Path, device: torch.device) -> VelocityField:
+    strong, _ = load_network(teacher, device)
+    weak, _ = load_network(weak_teacher, device)
+    return guided(kind, strong, weak, strong.spec.num_classes)
+
+
 def guidance_law(guidance: schema.Guidance) -> GuidanceLaw | None:
     if guidance.kind == "none":
         return None
@@ -84,15 +112,11 @@ def guidance_range(guidance: schema.Guidance) -> list[float] | None:
     return None if guidance.kind == "none" else [guidance.scale_min, guidance.scale_max]
 
 
-def distillation(
-    distill: schema.Distill, name: str, settings: dict[str, Any], context: TrainingContext
-) -> Distillation:
+def distillation(distill: schema.Distill, name: str, velocity: VelocityField) -> Distillation:
     tangent = distill.tangent
-    teacher, _ = load_network(settings["teacher"], context.device)
-    weak_teacher, _ = load_network(settings["weak_teacher"], context.device)
     steps = getattr(distill, name).training.steps
     return OBJECTIVES[name](
-        teacher=guided(distill.guidance.kind, teacher, weak_teacher, teacher.spec.num_classes),
+        teacher=velocity,
         time_law=IntervalLaw(**dataclasses.asdict(distill.time_law)),
         guidance=guidance_law(distill.guidance),
         weighting=distill.weighting,

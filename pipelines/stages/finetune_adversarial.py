@@ -14,7 +14,7 @@ from ayf_core.training.data import LatentData
 from ayf_core.training.trainer import Phase
 from pipelines import config as schema
 from pipelines.stage import Stage
-from pipelines.stages.distill import distillation, guidance_range, teachers
+from pipelines.stages.distill import distillation, guidance_range, teacher_velocity, teachers
 from pipelines.training import finish, fit, keep_model, latent_job, optimiser
 
 
@@ -48,22 +48,25 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     limits = card["guidance_range"]
     # λ = 1 asks for the data's own law, which is what the discriminator sees.
     scale = None if limits is None else min(max(1.0, limits[0]), limits[1])
-    continued = distillation(distill, card["objective"], settings, context).past_warmup()
-    sharpened = AdversarialFinish(
-        distillation=continued, discriminator=discriminator, weight=adversarial.weight, guidance_scale=scale
-    )
     judge = DiscriminatorObjective(generator=network, r1=adversarial.r1, r2=adversarial.r2, guidance_scale=scale)
     training = adversarial.training
-    phases = [
-        Phase("student", network, sharpened, optimiser(training)),
-        Phase(
-            "discriminator",
-            discriminator,
-            judge,
-            optimiser(training, adversarial.discriminator_learning_rate),
-        ),
-    ]
-    averages = fit(phases, LatentData(job.latent_dataset()), training, job, context)
+    with teacher_velocity(settings, distill.guidance.kind, context) as velocity:
+        sharpened = AdversarialFinish(
+            distillation=distillation(distill, card["objective"], velocity).past_warmup(),
+            discriminator=discriminator,
+            weight=adversarial.weight,
+            guidance_scale=scale,
+        )
+        phases = [
+            Phase("student", network, sharpened, optimiser(training)),
+            Phase(
+                "discriminator",
+                discriminator,
+                judge,
+                optimiser(training, adversarial.discriminator_learning_rate),
+            ),
+        ]
+        averages = fit(phases, LatentData(job.latent_dataset()), training, job, context)
     return finish(
         network,
         averages,

@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 
 from pipelines import ui
 from pipelines.cli import main
-from pipelines.config import RuntimeConfig, load_config
+from pipelines.config import load_config
+from pipelines.runtime import RuntimeConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -11,14 +11,13 @@ from pipelines import settings
 from pipelines.config import (
     TRAINING_GROUPS,
     Config,
-    RuntimeConfig,
     config_subtree,
     load_config,
-    load_runtime,
     project_root,
     read_config,
 )
 from pipelines.params import from_preset, presets, render, write
+from pipelines.runtime import RuntimeConfig, load_runtime
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from pipelines import doctor
 from pipelines.cli import main
-from pipelines.config import RuntimeConfig
 from pipelines.params import from_preset, write
+from pipelines.runtime import RuntimeConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -127,12 +127,11 @@ def test_an_mlflow_server_that_is_not_there_is_missing(project: Path) -> None:
         doctor.store_state(project, RuntimeConfig(tracking_uri=address))
 
 
-def test_a_file_that_is_no_store_is_missing_with_a_remedy(tmp_path: Path) -> None:
+def test_a_file_that_is_no_store_is_named_with_a_remedy(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     path.write_bytes(b"not a database " * 100)
-    found = doctor.store_state(tmp_path, RuntimeConfig(tracking_uri=f"sqlite:///{path}"))
-    assert found.state == "missing"
-    assert "move the file away" in found.remedy
+    with pytest.raises(doctor.AyfError, match=r"not a database.*; put a copy back, or move it away"):
+        doctor.store_state(tmp_path, RuntimeConfig(tracking_uri=f"sqlite:///{path}"))
 
 
 def test_outside_a_project_the_machine_is_still_examined(tmp_path: Path) -> None:

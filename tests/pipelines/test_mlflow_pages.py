@@ -20,7 +20,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines.tracking import StageRun, ensure_store, open_run
+from pipelines.store import ensure_store
+from pipelines.tracking import StageRun, open_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

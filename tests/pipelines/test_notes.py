@@ -7,10 +7,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines.config import RuntimeConfig
 from pipelines.notes import differences, headline, note, run_name, short_keys, sweep_note
+from pipelines.runtime import RuntimeConfig
 from pipelines.saved_views import ALL_RUNS, EVALUATIONS, LATEST_SWEEP, VIEW_TAG, links
-from pipelines.tracking import ensure_store, open_run
+from pipelines.store import ensure_store
+from pipelines.tracking import open_run
 
 RUNTIME = RuntimeConfig(mode="inline", system_metrics=False)
 

@@ -17,11 +17,12 @@ from PIL import Image
 from ayf_core.errors import AyfError
 from ayf_core.generator import Generator
 from pipelines import params
-from pipelines.config import RuntimeConfig, load_config
+from pipelines.config import load_config
 from pipelines.declarations import fingerprint, read_declarations
+from pipelines.runtime import RuntimeConfig
 from pipelines.sampling import sample_grid
 from pipelines.stage import run_stage
-from pipelines.tracking import tracking_uri
+from pipelines.store import tracking_uri
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHAIN = [

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from ayf_core.errors import AyfError
 from pipelines.declarations import fingerprint, read_declarations
-from pipelines.stage import Stage, main, run_stage
-from pipelines.tracking import ensure_store
+from pipelines.stage import Stage, _asked_again, main, only_writer, run_stage
+from pipelines.store import ensure_store
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("toy_project", HERE / "toy_project.py")
@@ -244,6 +245,31 @@ def test_second_writer_is_refused_and_the_first_one_goes_on(root, fresh_store):
     run(root, body)
 
 
+def test_a_stage_waits_for_the_one_before_it_that_was_asked_to_stop(root):
+    folder = root / "runs/walk@up"
+    training = folder / "0123/training"
+    training.mkdir(parents=True)
+    (training / "stop").touch()
+    before = only_writer(folder, "walk@up")
+    before.__enter__()
+    threading.Timer(0.5, before.__exit__, (None, None, None)).start()
+    with only_writer(folder, "walk@up") as lock:
+        assert lock.name == str(folder / "lock")
+
+
+def test_a_result_that_dvc_committed_is_asked_for_again_whatever_the_clock_says(root, fresh_store):
+    shutil.copytree(fresh_store, root / "mlruns")
+    run(root)
+    stage, lock = stage_of(root), root / "dvc.lock"
+    assert not _asked_again(stage)
+    lock.write_text("stages: {walk@up: {}}\n")
+    os.utime(lock, (1e9, 1e9))  # long before it was published
+    assert _asked_again(stage)
+    run(root)
+    os.utime(stage.scratch / "published", (1e9, 1e9))  # and now the lock looks as if it was written after
+    assert not _asked_again(stage)
+
+
 @pytest.mark.slow
 def test_killed_twice_and_run_again_gives_the_same_bytes_and_no_doubled_points(root, fresh_store, tmp_path):
     shutil.copytree(fresh_store, root / "mlruns")
@@ -274,7 +300,7 @@ def test_stage_ends_with_the_process_that_started_it(root, fresh_store):
     # The parent plays dvc: it starts the stage, notes its process and waits.
     stage_code = (
         f"import sys; sys.argv = ['toy', {str(root)!r}, 'walk@up', 'inline']; "
-        "from pipelines.stage import _end_with_parent; _end_with_parent(); "
+        f"import pathlib; from pipelines.stage import _end_with_parent; _end_with_parent(pathlib.Path({str(root)!r})); "
         f"import runpy; runpy.run_path({str(HERE / 'toy_project.py')!r}, run_name='__main__')"
     )
     code = (
@@ -297,7 +323,7 @@ def _alive(pid):
 
 def test_command_ends_with_one_line_and_a_code(root, monkeypatch, capsys):
     monkeypatch.chdir(root)
-    monkeypatch.setattr("pipelines.stage._end_with_parent", lambda: None)
+    monkeypatch.setattr("pipelines.stage._end_with_parent", lambda root: None)
     before = signal.getsignal(signal.SIGTERM)
     try:
         (root / "params.yaml").write_text("seed: one\n")

@@ -2,8 +2,11 @@
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,18 +14,12 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from ayf_core.errors import AyfError
-from pipelines.config import RuntimeConfig
-from pipelines.tracking import (
-    EXPERIMENT,
-    KEY_TAG,
-    OUTPUT_TAG,
-    ensure_store,
-    find_run_by_output,
-    git_tags,
-    open_run,
-    resolve_model,
-    tracking_uri,
-)
+from pipelines.lineage import find_run_by_output, git_tags
+from pipelines.models import resolve_model
+from pipelines.runtime import RuntimeConfig
+from pipelines.store import ensure_store, tracking_uri
+from pipelines.tags import EXPERIMENT, KEY_TAG, OUTPUT_TAG
+from pipelines.tracking import open_run
 
 REPOSITORY = Path(__file__).parents[2]
 RUNTIME = RuntimeConfig(mode="inline", system_metrics=False)
@@ -56,11 +53,43 @@ def records(*steps):
 
 
 def test_two_processes_may_meet_a_fresh_store(tmp_path):
-    code = "import sys, pathlib; from pipelines.tracking import ensure_store; ensure_store(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from pipelines.store import ensure_store; ensure_store(pathlib.Path(sys.argv[1]))"
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=env) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert client(tmp_path).get_experiment_by_name(EXPERIMENT) is not None
+
+
+@pytest.mark.parametrize("tables", [1, 20])
+def test_a_store_whose_making_was_killed_is_made_again(tmp_path, tables):
+    code = "import sys, pathlib; from pipelines.store import ensure_store; ensure_store(pathlib.Path(sys.argv[1]))"
+    unfinished = tmp_path / "mlruns/.mlflow.db.new"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    )
+    while process.poll() is None and _tables(unfinished) < tables:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert unfinished.exists()
+    assert not (tmp_path / "mlruns/mlflow.db").exists()
+    assert client(tmp_path).get_experiment_by_name(EXPERIMENT) is not None
+    assert not unfinished.exists()
+
+
+def _tables(database):
+    if not database.exists():
+        return 0
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
+
+
+def test_a_damaged_store_is_named_in_one_line(tmp_path):
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns/mlflow.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(AyfError, match=r"the MLflow store .*mlflow\.db cannot be opened .*; put a copy back") as raised:
+        ensure_store(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_store_is_in_the_project_whatever_the_working_directory(root, tmp_path, monkeypatch):
@@ -115,11 +144,16 @@ def test_more_records_than_one_batch_holds_arrive(root, tmp_path):
     assert len(client(root).get_metric_history(run.id, "loss")) == 2501
 
 
-def test_run_of_a_process_killed_before_it_noted_the_id_is_found_by_its_key(root, tmp_path):
-    first = opened(root, tmp_path, **{KEY_TAG: "0123"})
+def test_run_of_a_process_killed_before_it_noted_the_id_is_found_again(root, tmp_path):
+    first = opened(root, tmp_path)
     (tmp_path / "mlflow_run_id").unlink()
-    assert opened(root, tmp_path, **{KEY_TAG: "0123"}).id == first.id
-    assert opened(root, tmp_path / "other", **{KEY_TAG: "4567"}).id != first.id
+    assert opened(root, tmp_path).id == first.id
+
+
+def test_the_very_same_stage_of_somebody_else_is_another_run(root, tmp_path):
+    """Two people, or two nodes, share a store and run the same stage at the same time."""
+    mine = opened(root, tmp_path / "mine", **{KEY_TAG: "0123"})
+    assert opened(root, tmp_path / "theirs", **{KEY_TAG: "0123"}).id != mine.id
 
 
 def test_finished_run_of_the_same_key_is_left_alone(root, tmp_path):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.config import RuntimeConfig
+from pipelines.runtime import RuntimeConfig
 from pipelines.stage import Stage, run_stage
+from pipelines.stopping import on_sigterm
 
 DVC = """
 stages:
@@ -51,17 +52,20 @@ def runtime(mode: str = "inline", workers: int = 1) -> RuntimeConfig:
         device="cpu",
         system_metrics=False,
         checkpoint_every=10,
+        tracking_patience=1.0,
     )
 
 
 def train(config: dict, context) -> dict:
     """Add each step to three numbers; `kill_at`, `fail_at` and `bug_at` name steps that end the attempt."""
-    from ayf_core.errors import AyfError
+    from ayf_core.errors import AyfError, Preempted
+    from ayf_core.training.checkpoints import load_state
 
     position, start = torch.zeros(3, dtype=torch.float64), 0
     checkpoint = context.latest_checkpoint()
     if checkpoint is not None:
-        position, start = torch.load(checkpoint / "position.pt"), int(checkpoint.name.removeprefix("step_"))
+        state = load_state(checkpoint)
+        position, start = state["position"], state["step"]
     for step in range(start + 1, config["steps"] + 1):
         share = torch.full((3,), step / context.world_size, dtype=torch.float64)
         if context.world_size > 1:
@@ -69,7 +73,10 @@ def train(config: dict, context) -> dict:
         position += share
         context.log(step, config["steps"], {"loss": 1 / step, "position": float(position[0])})
         if step % 10 == 0:
-            context.save_checkpoint(step, lambda folder, now=position: torch.save(now, folder / "position.pt"))
+            context.save_checkpoint(step, {"step": step, "position": position})
+        if step < config["steps"] and context.stop_asked():
+            context.save_checkpoint(step, {"step": step, "position": position})
+            raise Preempted(step)
         if checkpoint is None and step == config.get("kill_at") and context.rank == context.world_size - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == config.get("fail_at"):
@@ -102,5 +109,5 @@ def run(root: Path, name: str, mode: str = "inline", workers: int = 1) -> Stage:
 
 if __name__ == "__main__":
     # As __main__, Ray's workers receive `train` by value: they need not find this file.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, on_sigterm)
     run(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]) if len(sys.argv) > 4 else 1)

@@ -1,0 +1,110 @@
+"""DVC's lock file, as DVC itself writes and reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dvc.lock import make_lock
+from dvc.rwlock import SCHEMA
+
+from pipelines import dvc_lock
+
+SAY = """
+import os
+from pathlib import Path
+
+from pipelines import dvc_lock
+
+print(os.getppid(), dvc_lock.writers(Path()))
+Path("out").touch()
+"""
+
+
+def dvc(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [sys.executable, "-m", "dvc", *words],
+        cwd=folder,
+        env={**os.environ, "PATH": path, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_dvc_that_runs_a_stage_is_the_writer(tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "say.py").write_text(SAY)
+    (tmp_path / "dvc.yaml").write_text("stages: {say: {cmd: exec python say.py, deps: [say.py], outs: [out]}}\n")
+    dvc(tmp_path, "init", "--no-scm", "-q")
+    done = dvc(tmp_path, "repro", PYTHONPATH=str(repository))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "{" in line]
+    parent, writers = line.split(" ", 1)
+    assert writers == f"{{{parent}}}"
+    assert dvc_lock.writers(tmp_path) == set()  # it has ended
+
+
+def lock_of(root: Path, text: str) -> Path:
+    lock = root / ".dvc/tmp/rwlock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text(text)
+    return lock
+
+
+def test_only_the_named_processes_are_forgotten(tmp_path: Path) -> None:
+    ours, theirs = {"pid": 11, "cmd": "dvc repro"}, {"pid": 12, "cmd": "dvc repro"}
+    held = {"write": {"/a": ours, "/b": theirs}, "read": {"/c": [ours, theirs], "/d": [ours]}}
+    lock = lock_of(tmp_path, json.dumps(SCHEMA(held)))
+    dvc_lock.mend(tmp_path, {11})
+    assert SCHEMA(json.loads(lock.read_text())) == {"write": {"/b": theirs}, "read": {"/c": [theirs], "/d": []}}
+    assert dvc_lock.writers(tmp_path) == {12}
+
+
+def test_without_a_lock_there_is_nothing_to_mend(tmp_path: Path) -> None:
+    dvc_lock.mend(tmp_path, {11})
+    assert dvc_lock.writers(tmp_path) == set()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cut", ["", '{"write": {"/a": '])
+def test_a_lock_that_was_cut_off_no_longer_stops_dvc(tmp_path: Path, repository: Path, cut: str) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {make: {cmd: echo > out, outs: [out]}}\n")
+    dvc(tmp_path, "init", "--no-scm", "-q")
+    lock = tmp_path / ".dvc/tmp/rwlock"
+    lock.write_text(cut)
+    assert dvc_lock.writers(tmp_path) == set()
+    assert "corrupted" in dvc(tmp_path, "repro").stderr  # what DVC itself does about it
+    mended = subprocess.run(
+        [sys.executable, "-m", "pipelines.dvc_lock"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert mended.returncode == 0
+    assert "cut off" in mended.stderr
+    done = dvc(tmp_path, "repro")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").exists()
+    assert "cut off" not in done.stderr
+
+
+def test_a_lock_that_a_dvc_is_changing_is_left_to_it(tmp_path: Path) -> None:
+    lock = lock_of(tmp_path, "")
+    with make_lock(str(lock.with_name("rwlock.lock"))):
+        dvc_lock.mend(tmp_path)
+        assert lock.exists()
+    dvc_lock.mend(tmp_path)
+    assert not lock.exists()
+
+
+def test_another_form_is_left_alone(tmp_path: Path) -> None:
+    lock = lock_of(tmp_path, '{"write": 3}')
+    dvc_lock.mend(tmp_path, {11})
+    assert lock.read_text() == '{"write": 3}'

@@ -1,0 +1,114 @@
+"""How long what is to be told waits for a store that is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import requests
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
+
+from ayf_core.errors import AyfError
+from pipelines import patience
+from pipelines.patience import Patience, may_pass, patience_for
+from pipelines.runtime import RuntimeConfig
+
+
+def answer(status: int) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    return requests.HTTPError(response=response)
+
+
+def caused(error: Exception) -> Exception:
+    wrapped = RuntimeError("the store cannot be read")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(),
+        TimeoutError(),
+        MlflowException("API request to http://... failed with exception ..."),
+        MlflowException("the database restarts", TEMPORARILY_UNAVAILABLE),
+        RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "the same, from a server"}),
+        requests.ConnectionError(),
+        answer(503),
+        caused(ConnectionResetError()),
+    ],
+    ids=repr,
+)
+def test_what_time_mends_is_waited_for(error: Exception) -> None:
+    assert may_pass(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MlflowException("a name with two dots", INVALID_PARAMETER_VALUE),
+        RestException({"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}),
+        answer(404),
+        FileNotFoundError("a picture"),
+        ValueError(),
+        caused(KeyError("x")),
+    ],
+    ids=repr,
+)
+def test_what_another_attempt_repeats_is_not(error: Exception) -> None:
+    assert not may_pass(error)
+    with pytest.raises(type(error)):
+        Patience("http://here", 60.0).until_taken(failing(error))
+
+
+def failing(error: Exception, times: int = 10**6) -> Callable[[], int]:
+    """Fails so many times and then tells how often it was called."""
+    calls = 0
+
+    def tell() -> int:
+        nonlocal calls
+        calls += 1
+        if calls <= times:
+            raise error
+        return calls
+
+    return tell
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+
+
+def test_it_is_told_once_the_store_is_back_and_two_lines_say_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Patience("http://here", 60.0).until_taken(failing(ConnectionError(), times=3)) == 4
+    assert capsys.readouterr().err.splitlines() == [
+        "MLflow (http://here) is away: waiting for it up to 60 s",
+        "MLflow (http://here) is back",
+    ]
+
+
+def test_who_gave_up_once_waits_no_more_until_the_store_has_answered() -> None:
+    waiting = Patience("http://here", 0.3)
+
+    def seconds_to_fail() -> float:
+        began = time.monotonic()
+        with pytest.raises(AyfError, match=r"http://here.* is away, also after 0 s of waiting \(gone\): start it"):
+            waiting.until_taken(failing(ConnectionError("gone")))
+        return time.monotonic() - began
+
+    assert seconds_to_fail() >= 0.3
+    assert seconds_to_fail() < 0.2
+    assert waiting.until_taken(lambda: "an answer") == "an answer"
+    assert seconds_to_fail() >= 0.3
+
+
+def test_a_process_has_one_patience_with_a_server_and_less_with_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = RuntimeConfig(tracking_uri="http://runs.example:5000")
+    assert patience_for(server) is patience_for(server)
+    assert (patience_for(server).store, patience_for(server).seconds) == ("http://runs.example:5000", 300.0)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert patience_for(RuntimeConfig()).seconds == patience.FILE_PATIENCE

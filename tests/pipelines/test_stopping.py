@@ -1,0 +1,38 @@
+"""A stop that a job asks for by a file: a stage that trains looks for itself, one that does not ends at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import contextlib, pathlib, signal, sys, time
+from pipelines.stopping import heed_stop_file, on_sigterm, stoppable
+
+signal.signal(signal.SIGTERM, on_sigterm)
+heed_stop_file()
+training = pathlib.Path(sys.argv[1])
+with stoppable(training) if training.is_dir() else contextlib.nullcontext():
+    print("ready", flush=True)
+    time.sleep(4)
+"""
+
+
+@pytest.mark.parametrize(("trains", "status"), [(False, 143), (True, 0)])
+def test_the_stop_file_of_a_job_ends_a_stage_that_does_not_train(
+    tmp_path: Path, repository: Path, trains: bool, status: int
+) -> None:
+    stop_file, training = tmp_path / "stop", tmp_path / "training"
+    if trains:
+        training.mkdir()
+    environment = {**os.environ, "AYF_STOP_FILE": str(stop_file), "PYTHONPATH": str(repository)}
+    command = [sys.executable, "-c", PROGRAM, str(training)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        stop_file.touch()
+        assert process.wait(timeout=30) == status
