@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.notes import sweep_note
-from pipelines.tracking import BEST_TAG, StageRun
+from pipelines.tags import BEST_TAG
+from pipelines.tracking import StageRun
 from sweeps.definition import Metric, Sweep
 from sweeps.ledger import FINISHED, Ledger, Trial
 from sweeps.space import Point

@@ -19,6 +19,7 @@ from pipelines import config as schema
 from pipelines import settings
 from pipelines.bench import BETTER
 from pipelines.declarations import Declaration, read_declarations
+from pipelines.documents import read_typed
 from pipelines.settings import setting
 from sweeps.space import Dimension, Point, Range, extremes, grid_points, read_fixed, read_space
 
@@ -132,7 +133,7 @@ def read_sweep(root: Path, path: Path, config: schema.Config) -> Sweep:
     Raises:
         AyfError: whatever is wrong with it, before anything starts.
     """
-    search = schema.read_typed(path, Search, "see sweeps/ for those there are", ("space", "fixed"))
+    search = read_typed(path, Search, "see sweeps/ for those there are", ("space", "fixed"))
     groups = _groups(path)
     space, fixed = read_space(groups["space"], path.name), read_fixed(groups["fixed"], path.name)
     chain = _chain(root, search.stages, path.name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ayf_core import files
 from ayf_core.errors import AyfError
 from sweeps.space import Point
 
@@ -103,7 +104,8 @@ class Ledger:
     @property
     def waiting(self) -> list[Trial]:
         """Proposed and not ended, in order."""
-        return [trial for trial in self.trials.values() if trial.status is None]
+        # A copy: another thread may be proposing.
+        return [trial for trial in list(self.trials.values()) if trial.status is None]
 
     @property
     def ended(self) -> list[Trial]:
@@ -137,9 +139,9 @@ def read_json(path: Path, keys: set[str]) -> dict[str, Any]:
         AyfError: the file is damaged or not a sweep's.
     """
     try:
-        content = json.loads(path.read_text())
+        content = files.read_json(path)
         if not isinstance(content, dict) or not keys <= content.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(keys - set(content)))}")
+            raise ValueError(f"it lacks {', '.join(sorted(keys - set(content if isinstance(content, dict) else ())))}")
     except (OSError, ValueError) as error:
         raise AyfError(
             f"sweep folder damaged: {path} ({' '.join(str(error).split())}): restore that file, or delete its folder "
@@ -150,7 +152,7 @@ def read_json(path: Path, keys: set[str]) -> dict[str, Any]:
 
 def _read(place: Path) -> Trial:
     noted = read_json(place / "trial.json", {"number", "point"})
-    if f"{noted['number']:04d}" != place.name:
+    if not isinstance(noted["number"], int) or f"{noted['number']:04d}" != place.name:
         raise AyfError(
             f"sweep folder damaged: {place / 'trial.json'} is of trial {noted['number']}: delete that folder"
         )

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ayf_core.data.codecs import load_codec
 from ayf_core.generator import Generator
 from ayf_core.networks import build_network
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
+from ayf_core.training.shards import gathered
 from pipelines import config as schema
 from pipelines.bench import Bench
 from pipelines.stages.distill import guidance_range
@@ -47,7 +48,9 @@ class QualityWatch:
 
 
 class _Measurements:
-    """The follower of one training. Only rank 0 measures; the others wait for it at the next gradient."""
+    """The follower of one training. Every rank helps to gather the average, rank 0 measures it: the others wait at the
+    next gradient.
+    """
 
     name = "quality"
 
@@ -69,13 +72,17 @@ class _Measurements:
         self.bench: Bench | None = None
 
     def after_step(self, step: int) -> None:
-        if self.context.rank == 0 and (step % self.watch.every == 0 or step == self.training.steps):
-            self.context.log(step, self.training.steps, self.measure())
+        if step % self.watch.every and step != self.training.steps:
+            return
+        writes = self.context.rank == 0
+        weights = gathered(self.averages.ema.weights(self.training.ema_std), keep=writes)
+        if writes:
+            self.context.log(step, self.training.steps, self.measure(weights))
 
-    def measure(self) -> dict[str, float]:
+    def measure(self, weights: dict[str, Tensor]) -> dict[str, float]:
         """Each metric as the mean over the evaluation's sampling seeds."""
         bench = self.bench = self.bench or Bench(self.watch.config, self.watch.features, self.context.device)
-        generator = self.generator()
+        generator = self.generator(weights)
         measured = {}
         seeds = range(self.watch.config.evaluation.seeds)
         for nfe in sorted({metric.nfe for metric in self.watch.metrics}):
@@ -86,13 +93,13 @@ class _Measurements:
                     measured[metric.name] = math.fsum(values[metric.measure] for values in found) / len(found)
         return measured
 
-    def generator(self) -> Generator:
+    def generator(self, weights: dict[str, Tensor]) -> Generator:
         """The averaged model as `finish` would publish it now."""
         assert self.job.codec is not None
         spec = self.network.spec
         with torch.random.fork_rng():
             network = build_network(spec)
-        network.load_state_dict(self.averages.ema.weights(self.training.ema_std))
+        network.load_state_dict(weights)
         codec = load_codec(self.job.codec)
         if isinstance(codec, nn.Module):
             codec.to(self.context.device)

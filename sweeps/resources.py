@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ayf_core.errors import AyfError
-from pipelines.config import RuntimeConfig
+from pipelines.cluster.connection import size_of
+from pipelines.runtime import RuntimeConfig
 from sweeps.definition import Sweep
 
 
@@ -20,11 +21,13 @@ class Resources:
     cpus: int
     gpus: int
     at_once: int
+    room: int
+    """CPUs there are: of this machine, or of the cluster."""
 
     def sentence(self) -> str:
         """For a person: "each trial takes 1 CPU; 2 at once on 2 CPUs"."""
         gpus = f" and {self.gpus} GPU{'s' if self.gpus > 1 else ''}" if self.gpus else ""
-        return f"each trial takes {_cpus(self.cpus)}{gpus}; {self.at_once} at once on {_cpus(machine_cpus())}"
+        return f"each trial takes {_cpus(self.cpus)}{gpus}; {self.at_once} at once on {_cpus(self.room)}"
 
 
 def resources_of(sweep: Sweep, runtime: RuntimeConfig) -> Resources:
@@ -33,24 +36,31 @@ def resources_of(sweep: Sweep, runtime: RuntimeConfig) -> Resources:
     Raises:
         AyfError: not even one fits, or fewer than asked for; with the arithmetic.
     """
-    cpus, here = runtime.workers * runtime.trial_threads, machine_cpus()
-    gpus_here = torch.cuda.device_count()
+    on_cluster = runtime.address is not None
+    here, gpus_here = size_of(runtime) if on_cluster else (machine_cpus(), torch.cuda.device_count())
+    place = "the Ray cluster" if on_cluster else "this machine"
+    # Of a trial with workers of its own, the driver holds a CPU that only waits; a Ray of our own has one more for it.
+    driver = 1 if on_cluster and runtime.workers > 1 else 0
+    cpus = runtime.workers * runtime.trial_threads
     gpus = runtime.workers if runtime.device == "cuda" or (runtime.device == "auto" and gpus_here) else 0
     each = f"{runtime.workers} worker{'s' if runtime.workers > 1 else ''} x trial_threads {runtime.trial_threads}"
-    if cpus > here:
-        raise AyfError(f"a trial takes {each} = {_cpus(cpus)}, this machine has {here}: lower either in conf/runtime")
+    each += " + its driver" if driver else ""
+    if cpus + driver > here:
+        raise AyfError(
+            f"a trial takes {each} = {_cpus(cpus + driver)}, {place} has {here}: lower either in conf/runtime"
+        )
     if gpus > gpus_here:
         raise AyfError(
-            f"a trial takes {gpus} GPUs (workers), this machine has {gpus_here}: lower workers or set device: cpu"
+            f"a trial takes {gpus} GPUs (workers), {place} has {gpus_here}: lower workers or set device: cpu"
         )
-    fit = min(here // cpus, gpus_here // gpus if gpus else here)
+    fit = min(here // (cpus + driver), gpus_here // gpus if gpus else here)
     if runtime.trials_at_once and runtime.trials_at_once > fit:
         asked = f"{runtime.trials_at_once} trials at once x {_cpus(cpus)}"
         raise AyfError(f"{asked} are above the {here} here: {fit} fit; lower trials_at_once in conf/runtime")
     batch = sweep.training({}).batch_size
-    if batch % runtime.workers:
+    if batch < runtime.workers:
         raise AyfError(f"{runtime.workers} workers cannot share a batch of {batch}: change either")
-    return Resources(runtime.workers, cpus, gpus, min(runtime.trials_at_once or fit, sweep.trials))
+    return Resources(runtime.workers, cpus, gpus, min(runtime.trials_at_once or fit, sweep.trials), here)
 
 
 def longest_seconds(sweep: Sweep, known: dict[str, float], at_once: int) -> float | None:

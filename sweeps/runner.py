@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,12 +22,20 @@ from typing import Any
 from rich.console import Console
 
 from ayf_core.errors import AyfError
-from pipelines.config import PARAMS_FILE, RuntimeConfig, load_config, read_document
+from ayf_core.training.context import STOP_FILE
+from pipelines.cluster.connection import ray_for
+from pipelines.cluster.own_ray import prepare_environment
+from pipelines.config import PARAMS_FILE, load_config
 from pipelines.declarations import check_deps, fingerprint, read_declarations
-from pipelines.execution import InThread, OwnRay, prepare_environment
+from pipelines.documents import read_document
+from pipelines.execution import InThread
+from pipelines.lineage import git_tags, last_seconds
 from pipelines.notes import run_name
+from pipelines.runtime import RuntimeConfig
 from pipelines.stage import only_writer
-from pipelines.tracking import FIXED_TAG, KEY_TAG, POINT_TAG, StageRun, git_tags, last_seconds, open_run
+from pipelines.stopping import PATIENCE_SECONDS, STOPPED
+from pipelines.tags import FIXED_TAG, KEY_TAG, POINT_TAG
+from pipelines.tracking import StageRun, open_run
 from sweeps.answer import Answer, answer_of, confirmation_points, tell
 from sweeps.definition import Sweep, read_sweep, sweep_names
 from sweeps.ledger import Ledger, Trial, read_json, write_json
@@ -105,7 +112,7 @@ def run_sweep(
     Args:
         name: of a file of `sweeps/`.
         resume: go on with the newest sweep of that name.
-        anew: begin another although the newest has not ended.
+        anew: begin another although the newest has not ended; with `resume`, only where there is nothing to resume.
         trainable: stands for `sweeps.trial.run_trial` (benchmarks).
 
     Raises:
@@ -114,6 +121,9 @@ def run_sweep(
     console = console or Console()
     runtime = trial_runtime(runtime)
     folder = root / "runs" / "sweeps" / name
+    if resume and anew:
+        newest = _newest(folder)
+        resume = newest is not None and not (newest / "answer.json").exists()
     if not resume:
         described = _described(root, name)
         resources_of(described, runtime)
@@ -231,7 +241,8 @@ def trial_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
 
 def _plan(place: Place, resources: Resources, parent: StageRun) -> str:
     sweep, ledger = place.sweep, Ledger(place.search)
-    known = last_seconds([stage.name for stage in sweep.chain], parent.uri)
+    stages = [stage.name for stage in sweep.chain]
+    known = parent.patience.until_taken(lambda: last_seconds(stages, parent.uri))
     seconds = longest_seconds(sweep, known, resources.at_once)
     if seconds is None:
         time_words = "no stage of the chain has finished here yet, so how long it takes is unknown"
@@ -276,15 +287,15 @@ def _searched_and_confirmed(
     return answer.confirmed(sweep, confirmation)
 
 
-def _start_ray(stack: ExitStack, resources: Resources, console: Console) -> None:
-    """One Ray for search and confirmation, started when the first of them has something to run."""
+def _enter_ray(stack: ExitStack, resources: Resources, runtime: RuntimeConfig, console: Console) -> None:
+    """One Ray for search and confirmation, entered when the first of them has something to run."""
     import ray
 
     if not ray.is_initialized():
-        console.print("starting Ray", highlight=False)
+        console.print("starting Ray" if runtime.address is None else "connecting to Ray", highlight=False)
         # Drivers of nested trainers wait; they are given CPUs of their own, which cost nothing.
         drivers = 1 if resources.workers > 1 else 0
-        stack.enter_context(OwnRay(resources.at_once * (resources.cpus + drivers)))
+        stack.enter_context(ray_for(runtime, resources.at_once * (resources.cpus + drivers)))
 
 
 def _run_trials(
@@ -309,7 +320,7 @@ def _run_trials(
     retell(ledger, opener)
     if len(ledger.ended) >= count:
         return
-    _start_ray(stack, resources, console)
+    _enter_ray(stack, resources, place.runtime, console)
     sweep = place.sweep
     job = TrialJob(
         root=place.root,
@@ -323,7 +334,9 @@ def _run_trials(
     proposals = Proposals(ledger, source, count, until)
     random.seed(sweep.search.seed)  # a population's mutations
     nested = resources.workers > 1
-    with tempfile.TemporaryDirectory(prefix="ayf-tune-") as scratch, TrialsView(sweep, ledger, console) as view:
+    scratch = place.folder / "tune"  # Tune's own notes, of no use later, where every node sees them
+    shutil.rmtree(scratch, ignore_errors=True)  # those of a sweep that was killed
+    with TrialsView(sweep, ledger, console) as view:
         story = Story(ledger, proposals.number_of, opener, lambda trial: _steps(sweep, trial), view, nested)
         each: dict[str, float] = {"CPU": 1} if nested else {"CPU": resources.cpus, "GPU": resources.gpus}
         tuner = tune.Tuner(
@@ -339,18 +352,38 @@ def _run_trials(
             ),
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=scratch,
+                storage_path=str(scratch),
                 callbacks=[story],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
             ),
         )
         try:
-            InThread(tuner.fit).result()
+            InThread(tuner.fit).result(meanwhile=_end_when_asked(ledger))
         except BaseException:
             story.interrupted()
             raise
         story.finish()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _end_when_asked(ledger: Ledger) -> Callable[[], None]:
+    """A check that ends the sweep after a stop was asked for, once every trial that trains has its checkpoint."""
+    from sweeps.trial import HELD, TUNE_ID
+
+    stop_file = os.environ.get(STOP_FILE)
+    patience: float | None = None
+
+    def check() -> None:
+        nonlocal patience
+        if stop_file is None or not Path(stop_file).exists():
+            return
+        patience = patience or time.monotonic() + PATIENCE_SECONDS
+        training = [trial.folder for trial in ledger.waiting if (trial.folder / TUNE_ID).exists()]
+        if all((folder / HELD).exists() for folder in training) or time.monotonic() > patience:
+            raise SystemExit(STOPPED)
+
+    return check
 
 
 def _with_cadence(runtime: RuntimeConfig, sweep: Sweep) -> RuntimeConfig:

@@ -19,7 +19,7 @@ import optuna
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.intervals import Interval, confidence_interval
 from ayf_core.samplers import SamplingSettings
-from pipelines import config as schema
+from pipelines.documents import read_typed
 from pipelines.settings import range_problems, setting
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -71,7 +71,7 @@ def read_search(path: Path) -> SamplingSearch:
     Raises:
         AyfError: it is missing, or a setting is unknown, missing or out of range.
     """
-    return schema.read_typed(path, SamplingSearch, "name a file such as sweeps/sampling.yaml").checked(path.name)
+    return read_typed(path, SamplingSearch, "name a file such as sweeps/sampling.yaml").checked(path.name)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from typing import Any
 from ray import tune
 
 from ayf_core.errors import AyfError
-from pipelines.execution import WORKERS_NOTE, release_workers
-from pipelines.tracking import POINT_TAG, StageRun
+from pipelines.tags import POINT_TAG
+from pipelines.tracking import StageRun
+from pipelines.workers import WORKERS_NOTE, release_workers
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger, Report, Trial, read_json
 from sweeps.trial import FAILURE
 from sweeps.view import TrialsView

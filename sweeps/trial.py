@@ -11,8 +11,10 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,17 +26,22 @@ from typing import Any
 import torch
 from ray import tune
 
-from ayf_core.errors import AyfError
-from ayf_core.training.context import (
-    LocalContext,
+from ayf_core.errors import AyfError, Preempted
+from ayf_core.files import inside, read_json
+from ayf_core.training.checkpoint_folder import (
+    CHECKPOINTS_KEPT,
+    checkpoint_name,
     checkpoint_step,
     complete_checkpoints,
-    read_metrics,
     write_checkpoint,
 )
-from pipelines.config import Config, RuntimeConfig
-from pipelines.execution import release_workers, run_training, torch_device
+from ayf_core.training.checkpoints import State
+from ayf_core.training.context import LocalContext, read_metrics
+from pipelines.config import Config
+from pipelines.execution import run_training, torch_device
+from pipelines.runtime import RuntimeConfig
 from pipelines.stage import Stage, body_of, outcome
+from pipelines.workers import release_workers
 from sweeps.definition import Sweep
 from sweeps.ledger import write_json
 from sweeps.quality import QualityWatch
@@ -42,6 +49,8 @@ from sweeps.space import Point
 
 POINTER = "pointer.json"
 FAILURE = "failure.json"
+HELD = "held"
+"""Is there when a trial that was asked to stop has its checkpoint."""
 TUNE_ID = "tune_id"
 ENROLMENT_SECONDS = 60.0
 
@@ -76,9 +85,14 @@ def run_trial(settings: dict[str, Any], job: TrialJob) -> None:
         settings: `point`, the searched settings.
     """
     folder = folder_of(job.trials, tune.get_context().get_trial_id())
-    (folder / FAILURE).unlink(missing_ok=True)  # of an attempt before a resume
+    for note in (FAILURE, HELD):  # of an attempt before a resume
+        (folder / note).unlink(missing_ok=True)
     try:
         train(settings["point"], folder, job, Reporter(folder, job))
+    except Preempted:
+        # The driver ends once all have stopped, and this is no result: Tune must not learn of one.
+        (folder / HELD).touch()
+        threading.Event().wait()
     except AyfError as error:
         # To return is to end: the same settings would fail the same way again.
         write_json(folder / FAILURE, {"message": str(error)})
@@ -162,18 +176,15 @@ class TrialContext(LocalContext):
     """A single process that trains one trial: reports what was measured as soon as its checkpoint is whole."""
 
     def __init__(self, folder: Path, device: torch.device, reporter: Reporter, keeps_all: bool) -> None:
-        super().__init__(folder, device)
+        super().__init__(folder, device, keep=None if keeps_all else CHECKPOINTS_KEPT)
         self._reporter = reporter
-        self._keeps_all = keeps_all
         resumed = self.latest_checkpoint()
         if resumed is not None:
             reporter.catch_up(self.folder, checkpoint_step(resumed))
 
-    def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> None:
-        if self._keeps_all:
-            write_checkpoint(self.folder / "checkpoints", step, write)
-        else:
-            super().save_checkpoint(step, write)
+    def save_checkpoint(self, step: int, state: State) -> None:
+        super().save_checkpoint(step, state)
+        self.wait()
         self._reporter.catch_up(self.folder, step)
 
 
@@ -182,6 +193,7 @@ class Reporter:
 
     def __init__(self, folder: Path, job: TrialJob) -> None:
         self._folder = folder
+        self._trials = job.trials
         self._names = [metric.name for metric in job.sweep.metrics]
         self._population = job.keeps_every_checkpoint
         self._reported = 0
@@ -191,8 +203,7 @@ class Reporter:
         handed = tune.get_checkpoint()
         if handed is not None:
             with handed.as_directory() as place:
-                pointer = json.loads((Path(place) / POINTER).read_text())
-            donor, step = Path(pointer["training"]), pointer["step"]
+                donor, step = self._pointed_to(Path(place) / POINTER)
             if donor != training:
                 self._copy(donor, step, training)
             self._reported = step
@@ -200,6 +211,19 @@ class Reporter:
             # A resumed population exploits by what its members reach now, not by their past.
             found = complete_checkpoints(training / "checkpoints")
             self._reported = checkpoint_step(found[-1]) - 1 if found else 0
+
+    def _pointed_to(self, pointer: Path) -> tuple[Path, int]:
+        """The training folder, of one of this sweep's trials, and the step that a pointer names.
+
+        Raises:
+            AyfError: it is no pointer, or names a folder elsewhere.
+        """
+        try:
+            content = read_json(pointer)
+            donor, step = os.path.relpath(content["training"], self._trials), int(content["step"])
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise AyfError(f"{pointer} points to no checkpoint ({error}): begin the sweep again with --new") from None
+        return inside(self._trials, donor, POINTER), step
 
     def catch_up(self, training: Path, step: float) -> None:
         """Report what `metrics.jsonl` of a training folder holds up to a step and was not reported yet."""
@@ -211,7 +235,7 @@ class Reporter:
                 self._report(record["step"], measured, training)
 
     def _copy(self, donor: Path, step: int, training: Path) -> None:
-        name = f"step_{step:08d}"
+        name = checkpoint_name(step)
         # The whole scratch: with settings it had once before, a member would find that training finished.
         shutil.rmtree(training.parent, ignore_errors=True)
         write_checkpoint(training / "checkpoints", step, partial(_copy_tree, donor / "checkpoints" / name))
@@ -223,7 +247,7 @@ class Reporter:
 
     def _report(self, step: int, measured: Mapping[str, float], training: Path) -> None:
         metrics = {"step": step, **measured}
-        if not (training / "checkpoints" / f"step_{step:08d}").exists():
+        if not (training / "checkpoints" / checkpoint_name(step)).exists():
             tune.report(metrics)  # of the last step no checkpoint is kept
             return
         with tempfile.TemporaryDirectory() as place:
@@ -238,14 +262,8 @@ def _copy_tree(source: Path, target: Path) -> None:
 class _Untold:
     """Stands for the MLflow run of a stage: the sweep tells the story of its trials, not the stages within."""
 
-    def log_values(self, *_: Any, **__: Any) -> None: ...
-
-    def log_metrics(self, *_: Any, **__: Any) -> None: ...
-
-    def log_dataset_input(self, *_: Any, **__: Any) -> None: ...
-
-    def register_model(self, *_: Any, **__: Any) -> str:
-        return ""
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        return lambda *_, **__: ""
 
 
 @contextmanager

@@ -30,13 +30,16 @@ from ayf_core.generator import Generator, read_sampling, write_sampling
 from ayf_core.samplers import SamplingSettings
 from pipelines import settings
 from pipelines.bench import BETTER, Bench
-from pipelines.config import PARAMS_FILE, Config, RuntimeConfig, load_config, load_runtime
+from pipelines.config import PARAMS_FILE, Config, load_config
 from pipelines.declarations import fingerprint
 from pipelines.execution import torch_device, worker_threads
+from pipelines.models import keep_beside_model
+from pipelines.runtime import RuntimeConfig, load_runtime
 from pipelines.sampling import local_model
 from pipelines.stage import only_writer
 from pipelines.stages.evaluate import Memory
-from pipelines.tracking import KEY_TAG, StageRun, find_run_by_output, keep_beside_model, open_run
+from pipelines.tags import KEY_TAG
+from pipelines.tracking import StageRun, open_run
 from sweeps.sampling_search import Candidate, SamplingSearch, Verdict, tuned
 
 NAME = "sampling"
@@ -296,7 +299,7 @@ class Story:
             "ayf.tuned_model": task.model,
         }
         self.run = self._open(f"tune sampling {task.model}", self._place, tags, {"model": task.model})
-        maker = find_run_by_output(task.model, fingerprint(task.folder), self.run.uri)
+        maker = self.run.maker_of(task.model, fingerprint(task.folder))
         if maker:
             self.run.set_tags({f"ayf.upstream.{task.model}": maker})
         self.run.log_text("sweep.yaml", yaml.safe_dump(dataclasses.asdict(task.search), sort_keys=False))

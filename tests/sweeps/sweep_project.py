@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from pipelines import params
-from pipelines.config import RuntimeConfig
+from pipelines.runtime import RuntimeConfig
 from pipelines.stage import run_stage
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,8 +8,9 @@ import pytest
 
 from ayf_core.errors import AyfError
 from pipelines import params
-from pipelines.config import Config, RuntimeConfig, load_config
+from pipelines.config import Config, load_config
 from pipelines.params import from_preset
+from pipelines.runtime import RuntimeConfig
 from sweeps import resources
 from sweeps.definition import Sweep, read_sweep, sweep_names
 from sweeps.runner import run_sweep
@@ -128,8 +129,10 @@ def test_what_does_not_fit_the_machine_is_refused_with_the_arithmetic(
         resources.resources_of(sweep, RuntimeConfig(device="cpu", workers=3, trial_threads=2))
     with pytest.raises(AyfError, match=r"3 trials at once x 2 CPUs are above the 4 here: 2 fit"):
         resources.resources_of(sweep, RuntimeConfig(device="cpu", trial_threads=2, trials_at_once=3))
-    with pytest.raises(AyfError, match="cannot share a batch of 64"):
-        resources.resources_of(sweep, RuntimeConfig(device="cpu", workers=3))
+    assert resources.resources_of(sweep, RuntimeConfig(device="cpu", workers=3)).workers == 3
+    monkeypatch.setattr(resources, "machine_cpus", lambda: 100)
+    with pytest.raises(AyfError, match="65 workers cannot share a batch of 64"):
+        resources.resources_of(sweep, RuntimeConfig(device="cpu", workers=65))
 
 
 def test_how_long_it_may_take_is_known_from_earlier_runs(tmp_path: Path, config: Config) -> None:

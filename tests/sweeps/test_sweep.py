@@ -19,9 +19,11 @@ from mlflow.entities import Run
 
 from ayf_core.errors import AyfError
 from pipelines.cli import main
-from pipelines.config import RuntimeConfig, load_config
+from pipelines.config import load_config
+from pipelines.runtime import RuntimeConfig
 from pipelines.stage import run_stage
-from pipelines.tracking import ensure_store
+from pipelines.stopping import PATIENCE_SECONDS
+from pipelines.store import ensure_store
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger
 from sweeps.runner import run_sweep
 
@@ -92,9 +94,9 @@ def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def sweep(root: Path, *options: str, name: str = "tiny") -> subprocess.Popen[str]:
+def sweep(root: Path, *options: str, name: str = "tiny", **settings: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    environment |= {"AYF_RUNTIME": "runtime.yaml", "OMP_NUM_THREADS": "1"}
+    environment |= {"AYF_RUNTIME": "runtime.yaml", "OMP_NUM_THREADS": "1"} | settings
     command = [sys.executable, "-m", "pipelines.cli", "sweep", name, *options]
     pipe, out = subprocess.PIPE, subprocess.STDOUT
     return subprocess.Popen(command, cwd=root, env=environment, stdout=pipe, stderr=out, text=True)
@@ -206,6 +208,29 @@ def test_a_sweep_killed_at_three_moments_has_every_trial_once_and_the_same_best(
     client = MlflowClient(ensure_store(project))
     for run in runs["trial"]:
         assert [point.step for point in client.get_metric_history(run.info.run_id, METRIC)] == [4, 8, 12]
+
+
+def test_a_sweep_asked_to_stop_has_its_trials_take_a_checkpoint_and_ends(project: Path, tmp_path: Path) -> None:
+    """As Slurm's warning asks the sweep of a job."""
+    steps = 100_000  # it is asked long before they are done
+    longer = with_settings(grid(1e-3, 2e-3), fixed=f"{{distill.emd.training.steps: {steps}}}", measure_every="50000")
+    sweep_project.write_sweep(project, longer)
+    stop_file = tmp_path / "stop"
+    process = sweep(project, AYF_STOP_FILE=str(stop_file))
+    metrics = "runs/sweeps/tiny/001/trials/*/**/metrics.jsonl"
+    while len(list(project.glob(metrics))) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    began = time.monotonic()
+    stop_file.touch()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert time.monotonic() - began < PATIENCE_SECONDS
+    assert "--resume` goes on from here" in said
+    folders = [trial.folder for trial in ledger_of(project).waiting]
+    checkpoints = [max(folder.glob("**/checkpoints/step_????????")) for folder in folders]
+    assert len(checkpoints) == 2
+    assert all(0 < int(place.name[5:]) < steps for place in checkpoints)
+    assert {run.info.status for run in runs_of(project)["trial"]} == {"KILLED"}
 
 
 def test_a_second_sweep_does_not_begin_over_an_interrupted_one(project: Path) -> None:

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.config import RuntimeConfig
+from ayf_core.errors import AyfError
 from pipelines.params import from_preset
+from pipelines.runtime import RuntimeConfig
 from sweeps import trial
 from sweeps.definition import read_sweep
 from sweeps.trial import POINTER, Reporter, TrialJob
@@ -59,6 +60,30 @@ def test_an_exploit_leaves_nothing_of_what_the_settings_gave_before(
     assert not (own / "result.json").exists()
     assert not (own.parent / "complete.json").exists()
     assert json.loads((tmp_path / "own/copies.jsonl").read_text()) == {"step": 200, "from": str(donor)}
+
+
+@pytest.mark.parametrize("elsewhere", ["../stranger/training", "/etc", "own/../../stranger"])
+def test_a_pointer_to_somewhere_else_is_refused_before_anything_is_removed(
+    reporter: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: str
+) -> None:
+    own = tmp_path / "own/scratch/training"
+    checkpoint(own, 400, "mine")
+    hand(monkeypatch, tmp_path, tmp_path / elsewhere, 400)
+    with pytest.raises(AyfError, match="no file inside"):
+        reporter.take_over(own)
+    assert (own / "checkpoints/step_00000400/weights").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "{}", '{"training": 7, "step": 1}', '{"training": "a", "step": "x"}']
+)
+def test_a_pointer_that_is_none_is_refused(
+    reporter: Reporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    hand(monkeypatch, tmp_path, tmp_path / "other", 1)
+    (tmp_path / POINTER).write_text(content)
+    with pytest.raises(AyfError, match="points to no checkpoint"):
+        reporter.take_over(tmp_path / "own/scratch/training")
 
 
 def test_a_pause_goes_on_with_the_trials_own_checkpoint(

@@ -27,7 +27,9 @@ from pipelines import params
 from pipelines.bench import Bench
 from pipelines.cli import main
 from pipelines.declarations import fingerprint
-from pipelines.tracking import open_run, resolve_model, tracking_uri
+from pipelines.models import resolve_model
+from pipelines.store import tracking_uri
+from pipelines.tracking import open_run
 from sweeps.sampling_search import SamplingSearch, Verdict
 from sweeps.tune_sampling import tune
 

@@ -23,7 +23,7 @@ from ayf_core.networks import NetworkSpec, build_network
 from ayf_core.training.artefact import save_model
 from pipelines import params
 from pipelines.bench import Bench
-from pipelines.config import RuntimeConfig
+from pipelines.runtime import RuntimeConfig
 from sweeps.sampling_search import SamplingSearch
 from sweeps.tune_sampling import tune
 
