@@ -1,0 +1,60 @@
+"""Sixteen processes at once, as nodes of a cluster are, write runs of their own to one server on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.postgres.conftest import REPOSITORY, Server
+
+pytestmark = [pytest.mark.postgres, pytest.mark.slow]
+
+WRITERS, POINTS = 16, 50
+WRITER = f"""
+import sys
+from pathlib import Path
+from pipelines.runtime import RuntimeConfig
+from pipelines.tracking import open_run
+
+uri, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+place = {{"root": folder, "scratch": folder / str(number), "runtime": RuntimeConfig(mode="inline", tracking_uri=uri)}}
+run = open_run("distill@emd", run_name=f"writer {{number}}", params={{"number": number}}, tags={{}}, code={{}}, **place)
+for step in range(1, {POINTS} + 1):
+    run.offer_metrics([{{"step": step, "time": 1000.0 + step, "metrics": {{"loss": number / step, "rate": step}}}}])
+run.log_text("note.txt", str(number))
+run.finish()
+"""
+
+
+def test_sixteen_writers_at_once_lose_nothing(running: Server, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    commands = [[sys.executable, "-c", WRITER, running.uri, str(tmp_path), str(number)] for number in range(WRITERS)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen(command, env=environment, **pipes) for command in commands]  # type: ignore[call-overload]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    began = time.monotonic()
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    ends = [writer.communicate(timeout=300) for writer in writers]
+    seconds = time.monotonic() - began
+    assert [writer.returncode for writer in writers] == [0] * WRITERS, ends
+    assert all(errors == "" for _, errors in ends), ends
+    client = MlflowClient(running.uri)
+    for number in range(WRITERS):
+        run = client.get_run((tmp_path / str(number) / "mlflow_run_id").read_text().strip())
+        assert (run.info.status, run.data.params) == ("FINISHED", {"number": str(number)})
+        for metric, value in (("loss", lambda step, n=number: n / step), ("rate", float)):
+            history = client.get_metric_history(run.info.run_id, metric)
+            assert [(p.step, p.value) for p in history] == [(s, value(s)) for s in range(1, POINTS + 1)]
+        assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.txt"]
+    print(f"{WRITERS} writers, {WRITERS * POINTS} calls: {seconds:.1f} s, {WRITERS * POINTS / seconds:.0f} calls/s")
