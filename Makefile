@@ -35,10 +35,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch "$@"
 
 repro: $(STAMP) ## run the whole chain: data, teacher, distillation, evaluation, report
+	@$(RUN) python -m pipelines.dvc_lock
 	@$(RUN) dvc repro $(ARGS)
 
-test: $(STAMP) ## run the tests
-	@$(RUN) python -m pytest $(ARGS)
+test: $(STAMP) ## run the tests, two processes at once
+	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## check style (ruff), types (mypy) and the direction of imports (import-linter)
 	@$(RUN) ruff check .

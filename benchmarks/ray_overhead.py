@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from ayf_core.training.context import LocalContext
-from pipelines.config import RuntimeConfig
 from pipelines.execution import run_training
+from pipelines.runtime import RuntimeConfig
 
 LOG_EVERY, CHECKPOINT_EVERY, BATCH, WIDTH = 20, 200, 128, 256
 THREADS = 1
@@ -46,8 +46,7 @@ def train(config: dict, context) -> dict:
         if step % LOG_EVERY == 0:
             context.log(step, config["steps"], {"loss": loss.item()})
         if step % CHECKPOINT_EVERY == 0:
-            state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
-            context.save_checkpoint(step, lambda folder, now=state: torch.save(now, folder / "state.pt"))
+            context.save_checkpoint(step, {"network": network.state_dict(), "optimiser": optimiser.state_dict()})
     return {"began": began, "ended": time.time()}
 
 

@@ -105,8 +105,8 @@ class Clock:
 
 def through_this_project(root: Path, trials: int) -> Clock:
     """A sweep, until MLflow knows everything."""
-    from pipelines.config import RuntimeConfig
-    from pipelines.execution import prepare_environment
+    from pipelines.cluster.own_ray import prepare_environment
+    from pipelines.runtime import RuntimeConfig
     from sweeps import runner
     from sweeps.ledger import FAILED, Ledger
 
@@ -129,7 +129,7 @@ def through_this_project(root: Path, trials: int) -> Clock:
 
 def through_ray_tune_alone(root: Path, trials: int, function: Callable = objective) -> Clock:
     """The same objective, space, scheduler and number at once, with Tune's own files as they are by default."""
-    from pipelines.execution import OwnRay, prepare_environment
+    from pipelines.cluster.own_ray import OwnRay, prepare_environment
 
     prepare_environment()
     from ray import tune

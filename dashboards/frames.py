@@ -16,6 +16,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def _value(text: str) -> Any:
         return int(text) if text.lstrip("+-").isdigit() else float(text)
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
 
 
@@ -134,9 +135,12 @@ def metrics_by_nfe(uri: str, run_ids: Sequence[str] | None = None, experiment: s
         content = artefact(uri, run_id, "evaluation.json")
         if content is None:
             continue
-        document, run = json.loads(content), read_run(uri, run_id)
-        floor = floor or document.get("floor", {})
-        rows += [_measured_row(row, document, run) for row in document["rows"]]
+        try:
+            document, run = json.loads(content), read_run(uri, run_id)
+            rows += [_measured_row(row, document, run) for row in document["rows"]]
+            floor = floor or document.get("floor", {})
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            continue  # in a store that many write to, a file of this name may be anybody's
     columns = ["run_id", "model", "start", "commit", "distance", "sweep", "nfe", "guidance_scale", "gamma"]
     frame = pd.DataFrame(rows)
     frame = frame.reindex(columns=columns + [name for name in frame if name not in columns])
@@ -258,7 +262,10 @@ def _sweep_run(found: Iterable[Run], sweep: str, uri: str) -> Run:
 def _trial_row(run: Run, parent: Run, settings: list[str], metrics: list[str]) -> dict[str, Any]:
     tags = run.data.tags
     params = {key: _value(text) for key, text in run.data.params.items()}
-    params |= json.loads(tags.get("ayf.point", "{}"))  # exact, and the latest of a trial that changes while it trains
+    with suppress(ValueError, TypeError, RecursionError):
+        params |= json.loads(
+            tags.get("ayf.point", "{}")
+        )  # exact, and the latest of a trial that changes while it trains
     row = {**_times(run), "sweep": parent.data.tags.get("ayf.sweep"), "sweep_run_id": parent.info.run_id}
     row |= {"kind": tags["ayf.kind"], "status": tags.get("ayf.trial.status") or row["status"]}
     row |= {"trial": pd.to_numeric(tags.get("ayf.trial"), errors="coerce"), "confirms": tags.get("ayf.settings")}

@@ -117,7 +117,8 @@ def client(uri: str) -> MlflowClient:
 @lru_cache(maxsize=8)
 def _client(uri: str) -> MlflowClient:
     if uri.startswith(("http://", "https://")):
-        _probe(uri)
+        if not answers(uri):
+            raise StoreError(f"the MLflow server {uri} does not answer: start it (`ayf ui`) or name another")
     elif "://" not in uri or uri.startswith("file:"):
         raise StoreError(f"{uri} is no MLflow store: name one as sqlite:////FOLDER/mlflow.db or http://HOST:PORT")
     for noisy in ("alembic", "mlflow"):
@@ -127,14 +128,15 @@ def _client(uri: str) -> MlflowClient:
     return MlflowClient(uri, registry_uri=uri)
 
 
-def _probe(uri: str) -> None:
+def answers(uri: str) -> bool:
+    """Whether a server answers at an address, within three seconds; any answer of a web server is one."""
     try:
         with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=_PROBE_SECONDS):
-            return
+            return True
     except urllib.error.HTTPError:
-        return  # it answers: a proxy or another version may not know /health
-    except (OSError, ValueError) as error:
-        raise StoreError(f"the MLflow server {uri} does not answer: start it (`ayf ui`) or name another") from error
+        return True  # a proxy or another version may not know /health
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def mlflow_view(key: str, sign: str, charts: bool = False) -> Callable[[Any], No
 
     def prepare(page: Any) -> None:
         from pipelines.saved_views import view_address
-        from pipelines.tracking import EXPERIMENT
+        from pipelines.tags import EXPERIMENT
 
         address = page.url.split("#")[0].rstrip("/")
         by_name = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"

@@ -1,0 +1,112 @@
+"""What several workers cost: a step of DDP with one worker against a plain step, and FSDP2 against DDP with two.
+
+    python benchmarks/worker_cost.py [--repeats 15]
+
+Baseline of the first table: the same loop (`Trainer`) on the same network without a wrapper. The wrapped one is
+forced: the loop itself wraps nothing for one worker. Repetitions alternate in one process; time is its CPU time with
+one thread. Baseline of the second table: DDP on two gloo workers of this machine; wall time of rank 0, because it waits
+for the other. A figure is the median of the ratio within a repetition, quartiles in brackets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.objectives import EulerianDistillation, FlowMatching, Objective, TangentSettings
+from ayf_core.times import IntervalLaw
+from ayf_core.training.context import LocalContext
+from ayf_core.training.data import TensorData
+from ayf_core.training.optimisers import OptimiserSettings
+from ayf_core.training.trainer import LoopSettings, Phase, Trainer
+from ayf_core.velocity import NetworkVelocity
+
+SPEC = {"kind": "dit", "shape": (4, 4, 4), "num_classes": 10, "width": 96, "depth": 3}  # of the preset digits
+BATCH, STEPS = 64, 4
+OBJECTIVES = ("flow matching", "EMD")
+
+
+def objective_of(name: str) -> Objective:
+    if name == "flow matching":
+        return FlowMatching(null_label=10)
+    teacher = build_network(NetworkSpec(**SPEC)).requires_grad_(False)
+    return EulerianDistillation(
+        teacher=NetworkVelocity(teacher), time_law=IntervalLaw(), tangent=TangentSettings(warmup_steps=0)
+    )
+
+
+def training(name: str, context: LocalContext, sharding: str = "none", wrapped: bool = False) -> Callable[[], None]:
+    """A few more steps of a training of its own, ready to be called again and again."""
+    torch.manual_seed(0)
+    network = build_network(NetworkSpec(**SPEC, interval=name != "flow matching"))
+    data = TensorData(torch.randn(4 * BATCH, *SPEC["shape"]), torch.zeros(4 * BATCH, dtype=torch.long))
+    phase = Phase("network", network, objective_of(name), OptimiserSettings(learning_rate=1e-4))
+    settings = LoopSettings(
+        steps=10**6, batch_size=BATCH, seed=0, log_every=10**6, checkpoint_every=10**6, sharding=sharding
+    )
+    trainer = Trainer([phase], data, settings, context)
+    if wrapped:
+        phase.wrapped = DistributedDataParallel(network)
+
+    def some_steps() -> None:
+        for _ in range(STEPS):
+            trainer.advance()
+
+    return some_steps
+
+
+def table(
+    title: str, cases: dict[str, Callable[[], None]], baseline: str, repeats: int, now: Callable[[], float]
+) -> None:
+    def seconds(call: Callable[[], None]) -> float:
+        began = now()
+        call()
+        return (now() - began) / STEPS
+
+    for call in cases.values():  # warm up
+        call()
+    runs = [{name: seconds(call) for name, call in cases.items()} for _ in range(repeats)]
+    if distributed.get_rank() != 0:
+        return
+    base = statistics.median(run[baseline] for run in runs)
+    print(f"{title}: a step of {baseline} takes {1000 * base:.1f} ms")
+    for name in cases:
+        low, middle, high = statistics.quantiles([run[name] / run[baseline] for run in runs], n=4)
+        print(f"  {name:10}{middle:6.2f}  [{low:.2f}, {high:.2f}]", flush=True)
+
+
+def work(rank: int, workers: int, place: Path, repeats: int) -> None:
+    """One of one or two workers."""
+    torch.set_num_threads(1)
+    rendezvous = f"file://{place / f'rendezvous_{workers}'}"
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=workers)
+    for name in OBJECTIVES:
+        if workers == 1:
+            contexts = [LocalContext(place / f"{name} {i}") for i in range(2)]
+            cases = {"plain": training(name, contexts[0]), "DDP": training(name, contexts[1], wrapped=True)}
+            table(f"{name}, one worker", cases, "plain", repeats, time.process_time)
+        else:
+            contexts = [LocalContext(place / f"{name} {i} of 2", rank=rank, world_size=2) for i in range(2)]
+            cases = {"DDP": training(name, contexts[0]), "FSDP2": training(name, contexts[1], "full")}
+            table(f"{name}, two workers", cases, "DDP", repeats, time.perf_counter)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (1, 2):
+            multiprocessing.spawn(work, args=(count, Path(folder), arguments.repeats), nprocs=count)

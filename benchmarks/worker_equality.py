@@ -1,0 +1,157 @@
+"""How far several workers end from where one worker ends, beside what the order of additions alone does.
+
+    python benchmarks/worker_equality.py [--steps 200] [--workers 2 3 4]
+
+Baseline: one process that trains on the whole global batch at once. Yardstick: the same process with the batch in
+micro-batches, which computes the same sums in another order and nothing else. Then workers (gloo processes of this
+machine) with the same global batch, each with the whole network (DDP) or with a piece of every weight (FSDP2); three
+do not divide the batch. A figure is the distance of the final parameters from the baseline's, relative to the way that
+training went: ‖θ - θ_one‖ / ‖θ_one - θ_start‖. In float64 it must shrink by the ratio of the roundings, 2^-29, or
+something else than rounding would differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+
+from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.objectives import EulerianDistillation, FlowMatching, GuidanceLaw, Objective, TangentSettings
+from ayf_core.times import IntervalLaw
+from ayf_core.training.context import LocalContext, TrainingContext
+from ayf_core.training.data import TensorData
+from ayf_core.training.optimisers import OptimiserSettings
+from ayf_core.training.shards import gathered
+from ayf_core.training.trainer import LoopSettings, Phase, Trainer
+from ayf_core.velocity import Autoguidance, NetworkVelocity
+
+BATCH, CLASSES = 16, 3
+NETWORKS = {
+    "dit": {"kind": "dit", "shape": (1, 4, 4), "patch_size": 2, "heads": 2, "width": 16, "depth": 2},
+    "mlp": {"kind": "mlp", "shape": (2,), "width": 16, "depth": 3},
+}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+OBJECTIVES = ("flow matching", "EMD")
+
+
+class Case(NamedTuple):
+    """One training."""
+
+    objective: str
+    dtype: str
+    sharding: str = "none"
+    micro_batch: int | None = None
+    network: str = "dit"
+
+
+def network_of(case: Case, seed: int, **conditions: bool) -> nn.Module:
+    torch.manual_seed(seed)
+    network = build_network(NetworkSpec(**NETWORKS[case.network], num_classes=CLASSES, **conditions))
+    for parameter in network.parameters():
+        if not parameter.any():  # so that the first steps have a gradient behind it
+            nn.init.normal_(parameter, std=0.02)
+    return network.to(DTYPES[case.dtype])
+
+
+def objective_of(case: Case) -> Objective:
+    if case.objective == "flow matching":
+        return FlowMatching(null_label=CLASSES, label_dropout=0.1)
+    strong, weak = (network_of(case, seed).requires_grad_(False) for seed in (1, 2))
+    return EulerianDistillation(
+        teacher=Autoguidance(NetworkVelocity(strong), NetworkVelocity(weak)),
+        time_law=IntervalLaw(),
+        tangent=TangentSettings(warmup_steps=50),
+        guidance=GuidanceLaw(minimum=1.0, maximum=2.0),
+    )
+
+
+def flat(weights: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in weights.values()])
+
+
+def trained(context: TrainingContext, case: Case, steps: int) -> tuple[Tensor, Tensor]:
+    """All parameters before and after the training, in one vector each."""
+    shape = (10 * BATCH, *NETWORKS[case.network]["shape"])
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data = TensorData(x.to(DTYPES[case.dtype]), torch.arange(len(x)) % CLASSES)
+    student = case.objective != "flow matching"
+    network = network_of(case, 0, interval=student, guidance=student)
+    start = flat(network.state_dict())
+    optimiser = OptimiserSettings(learning_rate=1e-3, weight_decay=0.01, warmup_steps=20, schedule="cosine")
+    settings = LoopSettings(
+        steps=steps,
+        batch_size=BATCH,
+        seed=0,
+        micro_batch=case.micro_batch,
+        checkpoint_every=steps,
+        sharding=case.sharding,
+    )
+    Trainer([Phase("network", network, objective_of(case), optimiser)], data, settings, context).fit()
+    return start, flat(gathered(network.state_dict()))
+
+
+def work(rank: int, workers: int, folder: Path, cases: list[Case], steps: int) -> None:
+    """One of several workers: every training in turn; rank 0 notes where it ended."""
+    torch.set_num_threads(1)
+    rendezvous = f"file://{folder / 'rendezvous'}"
+    distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=workers)
+    ends = []
+    for i, case in enumerate(cases):
+        ends.append(trained(LocalContext(folder / str(i), rank=rank, world_size=workers), case, steps)[1])
+    if rank == 0:
+        torch.save(ends, folder / "ends.pt")
+    distributed.destroy_process_group()
+
+
+def ends_of_workers(workers: int, cases: list[Case], steps: int) -> list[Tensor]:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with tempfile.TemporaryDirectory() as place:
+        multiprocessing.spawn(work, args=(workers, Path(place), cases, steps), nprocs=workers)
+        return torch.load(Path(place) / "ends.pt", weights_only=True)
+
+
+def end_alone(case: Case, steps: int) -> tuple[Tensor, Tensor]:
+    with tempfile.TemporaryDirectory() as place:
+        return trained(LocalContext(place), case, steps)
+
+
+def distances(
+    workers: Sequence[int], steps: int, network: str = "dit"
+) -> Iterator[tuple[str, dict[tuple[str, str], float]]]:
+    """Rows, each with (objective, dtype) -> relative distance from one worker with the whole batch."""
+    plain = [Case(objective, dtype, network=network) for dtype in DTYPES for objective in OBJECTIVES]
+    one = {case: end_alone(case, steps) for case in plain}
+
+    def row(ends: Iterable[Tensor]) -> dict[tuple[str, str], float]:
+        ways = {case: baseline - start for case, (start, baseline) in one.items()}
+        return {
+            case[:2]: float((end - one[case][1]).norm() / ways[case].norm())
+            for case, end in zip(plain, ends, strict=True)
+        }
+
+    for pieces in (2, 4):
+        alone = (end_alone(case._replace(micro_batch=BATCH // pieces), steps)[1] for case in plain)
+        yield f"one process, {pieces} micro-batches", row(alone)
+    for count in workers:
+        for name, sharding in (("DDP", "none"), ("FSDP2", "full")):
+            cases = [case._replace(sharding=sharding) for case in plain]
+            yield f"{count} workers, {name}", row(ends_of_workers(count, cases, steps))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--workers", type=int, nargs="+", default=[2, 3, 4])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"distance of the parameters after {arguments.steps} steps from one worker's, relative to the way they went")
+    for row, found in distances(arguments.workers, arguments.steps):
+        cells = "  ".join(f"{objective} {dtype}: {value:.1e}" for (objective, dtype), value in found.items())
+        print(f"  {row:30} {cells}", flush=True)
