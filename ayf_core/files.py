@@ -1,7 +1,8 @@
-"""Reads what others may have written: JSON that may be anything, and names of files that may point anywhere."""
+"""Reads what others may have written, or are writing: JSON, names of files that may point anywhere, live folders."""
 
 from __future__ import annotations
 
+import glob
 import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -45,3 +46,12 @@ def inside(folder: str | Path, name: Any, named_in: str | Path) -> Path:
     if bad:
         raise AyfError(f"{named_in} names {name!r}, which is no file inside {folder}: do not use it, get it again")
     return Path(folder) / name
+
+
+def found_below(folder: Path, name: str) -> list[Path]:
+    """What is called `name` (a pattern of `glob`) anywhere below `folder`, while another process writes there.
+
+    `Path.rglob` raises FileNotFoundError (before Python 3.13) for a folder that is renamed while it looks into it, as
+    a checkpoint is. Hidden folders, unfinished ones, are not searched.
+    """
+    return [folder / found for found in glob.glob(f"**/{name}", root_dir=folder, recursive=True)]

@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 import yaml
 
 from ayf_core.errors import AyfError, Preempted
+from ayf_core.files import found_below
 from ayf_core.training.context import read_notes
 from pipelines import dvc_lock
 from pipelines.cluster.rendezvous import told_to_job
@@ -353,7 +354,7 @@ def _publish(stage: Stage) -> None:
 
 def _tidy(stage: Stage) -> None:
     """Remove checkpoints and finished work of other settings (DVC's run-cache has it); unfinished stays."""
-    for checkpoints in (stage.scratch / "training").rglob("checkpoints"):
+    for checkpoints in found_below(stage.scratch / "training", "checkpoints"):
         shutil.rmtree(checkpoints, ignore_errors=True)
     for other in stage.scratch.parent.iterdir():
         if other != stage.scratch and (other / _COMPLETE).exists():

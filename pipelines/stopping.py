@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from ayf_core.files import found_below
 from ayf_core.training.context import STOP_FILE
 
 STOP = "stop"
@@ -92,4 +93,4 @@ def stoppable(folder: Path) -> Iterator[Path]:
 
 def is_stopping(folder: Path) -> bool:
     """Whether a training anywhere below `folder` was asked to stop."""
-    return any(folder.rglob(STOP))
+    return bool(found_below(folder, STOP))

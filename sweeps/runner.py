@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from ayf_core.errors import AyfError
+from ayf_core.files import found_below
 from ayf_core.training.context import STOP_FILE
 from pipelines.cluster.connection import ray_for
 from pipelines.cluster.own_ray import prepare_environment
@@ -474,5 +475,5 @@ def _differing(sweep: Sweep, trial: Trial) -> dict[str, Any]:
 
 def _tidy(place: Place) -> None:
     """Nobody goes on from a checkpoint of a sweep that has ended; measurements and finished models stay."""
-    for checkpoints in place.folder.rglob("checkpoints"):
+    for checkpoints in found_below(place.folder, "checkpoints"):
         shutil.rmtree(checkpoints, ignore_errors=True)

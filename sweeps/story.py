@@ -18,6 +18,7 @@ from typing import Any
 from ray import tune
 
 from ayf_core.errors import AyfError
+from ayf_core.files import found_below
 from pipelines.tags import POINT_TAG
 from pipelines.tracking import StageRun
 from pipelines.workers import WORKERS_NOTE, release_workers
@@ -167,7 +168,7 @@ class Story(tune.Callback):
 
 def release_trial(folder: Path) -> None:
     """Free the workers of a trial that no longer runs."""
-    for note in folder.rglob(WORKERS_NOTE):
+    for note in found_below(folder, WORKERS_NOTE):
         release_workers(note.parent)
 
 

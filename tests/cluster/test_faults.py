@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ayf_core.files import found_below
 from tests.cluster.cluster_project import CHECKPOINT_EVERY, STEPS, Project
 from tests.cluster.slurm_cluster import kill
 
@@ -76,7 +77,7 @@ class Story:
         reached = self._project.step()
         while time.monotonic() < patience:
             if self._path.stat().st_ino != self._inode:
-                newest = max(int(place.name[5:]) for place in self._path.parent.rglob("step_*") if place.is_dir())
+                newest = max(int(place.name[5:]) for place in found_below(self._path.parent, "step_????????"))
                 return max(0, reached - newest)  # a stop's checkpoint may be of a later step than the last noted
             reached = max(reached, self._project.step())
             assert self._project.slurm.state(job) not in {"FAILED", "CANCELLED"}, self._project.log(job)[-4000:]

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from ayf_core.errors import AyfError
+from ayf_core.files import found_below
 from ayf_core.generator import Generator
 from pipelines import params
 from pipelines.config import load_config
@@ -208,7 +209,7 @@ def test_stage_killed_at_three_moments_gives_the_bytes_of_one_never_killed(proje
 
 
 def logged_steps(root: Path) -> int:
-    logs = list((root / "runs/distill@emd").rglob("metrics.jsonl"))
+    logs = found_below(root / "runs/distill@emd", "metrics.jsonl")
     return sum(len(log.read_text().splitlines()) for log in logs)
 
 

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from ayf_core.errors import AyfError
+from ayf_core.files import found_below
 from pipelines.cli import main
 from pipelines.config import load_config
 from pipelines.runtime import RuntimeConfig
@@ -173,7 +174,7 @@ def ended(root: Path, count: int, part: str = "trials") -> bool:
 
 
 def measured(root: Path) -> bool:
-    return any(root.glob("runs/sweeps/tiny/001/trials/0001/**/metrics.jsonl"))
+    return bool(found_below(root / "runs/sweeps/tiny/001/trials/0001", "metrics.jsonl"))
 
 
 def test_a_sweep_killed_at_three_moments_has_every_trial_once_and_the_same_best(project: Path, finished: Path) -> None:
@@ -217,8 +218,8 @@ def test_a_sweep_asked_to_stop_has_its_trials_take_a_checkpoint_and_ends(project
     sweep_project.write_sweep(project, longer)
     stop_file = tmp_path / "stop"
     process = sweep(project, AYF_STOP_FILE=str(stop_file))
-    metrics = "runs/sweeps/tiny/001/trials/*/**/metrics.jsonl"
-    while len(list(project.glob(metrics))) < 2 and process.poll() is None:
+    trials = project / "runs/sweeps/tiny/001/trials"
+    while len(found_below(trials, "metrics.jsonl")) < 2 and process.poll() is None:
         time.sleep(0.05)
     began = time.monotonic()
     stop_file.touch()
@@ -227,7 +228,7 @@ def test_a_sweep_asked_to_stop_has_its_trials_take_a_checkpoint_and_ends(project
     assert time.monotonic() - began < PATIENCE_SECONDS
     assert "--resume` goes on from here" in said
     folders = [trial.folder for trial in ledger_of(project).waiting]
-    checkpoints = [max(folder.glob("**/checkpoints/step_????????")) for folder in folders]
+    checkpoints = [max(found_below(folder, "checkpoints/step_????????")) for folder in folders]
     assert len(checkpoints) == 2
     assert all(0 < int(place.name[5:]) < steps for place in checkpoints)
     assert {run.info.status for run in runs_of(project)["trial"]} == {"KILLED"}
