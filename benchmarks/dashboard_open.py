@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipelines.ports import free_ports
+
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS_A_RUN = 40  # about what the stages of this project note
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
@@ -58,9 +60,7 @@ class Server:
 
     def __init__(self, store: Any) -> None:
         self.store = store
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
         began = time.perf_counter()
         self.process = subprocess.Popen([sys.executable, "-c", SERVE, store.uri, str(port)], cwd=ROOT)

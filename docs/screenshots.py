@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.ports import free_ports
+
 DOCS = Path(__file__).resolve().parent
 DESK, PHONE = 1400, 390
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
@@ -116,9 +118,7 @@ PAGES: dict[str, Picture] = {
 @contextmanager
 def served(server: str, store: str) -> Iterator[str]:
     """The address of a server that runs inside the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     process = subprocess.Popen(SERVERS[server](store, port), cwd=DOCS.parent)
     try:
         for _ in range(SECONDS_TO_START * 10):

@@ -218,9 +218,10 @@ def ui(port: int, host: str) -> None:
     best first. Only this machine can open them unless --host says otherwise.
     """
     from pipelines.config import project_root
+    from pipelines.ports import require_free_port
     from pipelines.runtime import load_runtime
     from pipelines.saved_views import links
-    from pipelines.ui import become, require_free_port, server_command, store_to_serve, warn_if_reachable
+    from pipelines.ui import become, server_command, store_to_serve, warn_if_reachable
 
     root = project_root()
     require_free_port(host, port)
@@ -251,7 +252,8 @@ def serve(
     """
     from pipelines import server
     from pipelines.config import project_root
-    from pipelines.ui import become, require_free_port, warn_if_reachable
+    from pipelines.ports import require_free_port
+    from pipelines.ui import become, warn_if_reachable
 
     address = server.database_address(database)
     place = server.artefact_place(project_root(), artefacts)
@@ -276,9 +278,10 @@ def dashboard(port: int, host: str, export: Path | None) -> None:
     from ayf_core.errors import AyfError
     from dashboards.store import StoreError
     from pipelines.config import project_root
+    from pipelines.ports import require_free_port
     from pipelines.runtime import load_runtime
     from pipelines.store import tracking_uri
-    from pipelines.ui import require_free_port, warn_if_reachable
+    from pipelines.ui import warn_if_reachable
 
     root = project_root()
     if export is None:

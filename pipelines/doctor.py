@@ -21,8 +21,8 @@ from ayf_core.errors import AyfError
 from pipelines.cluster import slurm
 from pipelines.config import project_root, read_config
 from pipelines.params import named_preset
+from pipelines.ports import next_free_port, port_is_free
 from pipelines.runtime import RuntimeConfig, load_runtime
-from pipelines.ui import next_free_port, port_is_free
 
 GIB = 2**30
 UI_PORT = 5000

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,44 +13,6 @@ from ayf_core.errors import AyfError
 
 if TYPE_CHECKING:
     from pipelines.runtime import RuntimeConfig
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen on ``host:port`` now.
-
-    Raises:
-        AyfError: the host is not one of this machine's, or the port may not be used.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror as error:
-        raise AyfError(f"unknown host {host}: use 127.0.0.1, or 0.0.0.0 for every address") from error
-    with socket.socket(family, kind, protocol) as probe:
-        # As servers do: a connection that is still being closed does not count as busy.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise AyfError(
-                f"cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host"
-            ) from error
-    return True
-
-
-def next_free_port(host: str, port: int) -> int:
-    """The first free port above ``port``."""
-    for candidate in range(port + 1, min(port + 200, 65536)):
-        if port_is_free(host, candidate):
-            return candidate
-    raise AyfError(f"no free port from {port} to {port + 199} on {host}: choose another with --port")
-
-
-def require_free_port(host: str, port: int, command: str = "ayf ui") -> None:
-    """Raises AyfError, naming the command with the next free port, where the wanted one is taken."""
-    if not port_is_free(host, port):
-        raise AyfError(f"port {port} on {host} is in use: try `{command} --port {next_free_port(host, port)}`")
 
 
 def is_this_machine_only(host: str) -> bool:

@@ -22,11 +22,12 @@ import psutil
 
 from ayf_core.errors import AyfError
 from pipelines.cluster.own_ray import RAY_SETTINGS
+from pipelines.ports import free_ports
 
 OBJECT_STORE_BYTES = 200 * 2**20
 """Little passes through it: tasks share files, not objects."""
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 
 
 class RayNode:
@@ -137,20 +138,6 @@ def ignore_warnings() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on now."""
-    held: list[socket.socket] = []
-    try:
-        while len(held) < count:
-            probe = socket.socket()
-            probe.bind(("", 0))
-            held.append(probe)
-        return [probe.getsockname()[1] for probe in held]
-    finally:
-        for probe in held:
-            probe.close()
 
 
 def reachable_address(one_machine: bool, rank: int) -> str:

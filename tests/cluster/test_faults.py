@@ -71,7 +71,7 @@ class Story:
         self._path = next(project.root.glob("runs/train_teacher/*/training/metrics.jsonl"))
         self._inode = self._path.stat().st_ino
 
-    def steps_lost_when_it_goes_on(self, job: str, seconds: float = 150) -> int:
+    def steps_lost_when_it_goes_on(self, job: str, seconds: float = 300) -> int:
         """Wait until training goes on: the steps noted before that are trained again."""
         patience = time.monotonic() + seconds
         reached = self._project.step()
@@ -144,7 +144,7 @@ def comes_higher(project: Project, job: str) -> None:
 
 
 def has_stopped(project: Project, job: str) -> str:
-    project.slurm.wait_for(job, {"PENDING", "COMPLETING", "REQUEUED"}, 60)
+    project.slurm.wait_for(job, {"PENDING", "COMPLETING", "REQUEUED"}, 120)
     assert "stopping with a checkpoint" in project.log(job)
     return job
 
@@ -166,7 +166,7 @@ def is_lost(node: str) -> Callable[[Project, str], None]:
 
 def is_repaired(node: str) -> Callable[[Project, str], str]:
     def repair(project: Project, job: str) -> str:
-        project.slurm.wait_for(job, {"PENDING", "COMPLETING", "NODE_FAIL", "REQUEUED"}, 60)
+        project.slurm.wait_for(job, {"PENDING", "COMPLETING", "NODE_FAIL", "REQUEUED"}, 120)
         project.slurm.start_node(node)
         return job
 

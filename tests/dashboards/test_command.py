@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import dashboards.app
-from pipelines import ui
+from pipelines import ports
 from pipelines.cli import main
 
 
@@ -52,14 +52,14 @@ def test_export_writes_one_page_of_the_projects_runs(project: Path, served: list
 
 
 def test_only_this_machine_can_open_it_unless_asked_otherwise(project: Path, served: list) -> None:
-    free = ui.next_free_port("127.0.0.1", 8050)
+    free = ports.next_free_port("127.0.0.1", 8050)
     result = ayf("dashboard", "--port", str(free))
     assert served == [("127.0.0.1", free)]
     assert "warning" not in result.stderr
 
 
 def test_another_host_is_served_with_a_warning_of_what_that_means(project: Path, served: list) -> None:
-    free = ui.next_free_port("0.0.0.0", 8050)
+    free = ports.next_free_port("0.0.0.0", 8050)
     result = ayf("dashboard", "--host", "0.0.0.0", "--port", str(free))
     assert served == [("0.0.0.0", free)]
     assert f"whoever can reach 0.0.0.0:{free} can read every run" in result.stderr
@@ -77,7 +77,7 @@ def test_a_store_that_cannot_be_shown_is_one_line(project: Path, served: list, m
         raise dashboards.app.frames.StoreError(f"the MLflow store {uri} cannot be read (disk): check it")
 
     monkeypatch.setattr(dashboards.app, "build", damaged)
-    result = ayf("dashboard", "--port", str(ui.next_free_port("127.0.0.1", 8050)))
+    result = ayf("dashboard", "--port", str(ports.next_free_port("127.0.0.1", 8050)))
     assert result.exit_code == 1
     assert result.stderr.startswith("error: the MLflow store sqlite:///")
     assert result.stderr.count("\n") == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipelines import ui
+from pipelines import ports, ui
 from pipelines.cli import main
 from pipelines.config import load_config
 from pipelines.runtime import RuntimeConfig
@@ -176,7 +176,7 @@ def test_ui_on_a_busy_port_names_the_next_free_one(project: Path, busy_port: int
     free = int(result.stderr.split("--port ")[1].split("`")[0])
     assert f"port {busy_port} on 127.0.0.1 is in use" in result.stderr
     assert free > busy_port
-    assert ui.port_is_free("127.0.0.1", free)
+    assert ports.port_is_free("127.0.0.1", free)
     assert not started
 
 
@@ -184,7 +184,7 @@ def test_ui_serves_the_projects_store_the_light_way(
     project: Path, started: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    port = str(ui.next_free_port("127.0.0.1", 40000))
+    port = str(ports.next_free_port("127.0.0.1", 40000))
     result = ayf("ui", "--port", port)
     assert result.exit_code == 0, result.stderr
     assert f"http://127.0.0.1:{port}" in result.stdout
@@ -201,7 +201,7 @@ def test_ui_serves_the_projects_store_the_light_way(
 
 def test_ui_points_to_a_server_that_already_has_the_runs(project: Path, started: list) -> None:
     (project / "conf" / "runtime" / "local.yaml").write_text("tracking_uri: http://tracking.example:5000\n")
-    result = ayf("ui", "--port", str(ui.next_free_port("127.0.0.1", 40000)))
+    result = ayf("ui", "--port", str(ports.next_free_port("127.0.0.1", 40000)))
     assert result.exit_code == 1
     assert "http://tracking.example:5000: open that address" in result.stderr
     assert not started

@@ -39,7 +39,7 @@ def start(root, stage="walk@up", mode="inline", workers=1, **environment):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for_checkpoint(root, process, step, seconds=90):
+def wait_for_checkpoint(root, process, step, seconds=240):
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
         if any(int(p.name[5:]) >= step for p in root.glob("runs/*/*/training/checkpoints/step_*")):
@@ -144,7 +144,7 @@ def test_on_ray_a_killed_driver_resumes_and_a_dead_address_does_not_matter(tmp_p
     first.send_signal(signal.SIGKILL)
     first.communicate()
     again = start(root, mode="ray", RAY_ADDRESS="127.0.0.1:9")
-    output = again.communicate(timeout=120)[0]
+    output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     assert "Traceback" not in output
     assert "INFO" not in output
@@ -159,7 +159,7 @@ def test_on_ray_two_workers_reduce_together_and_a_killed_one_is_replaced(tmp_pat
     root = toy.write_project(tmp_path, "make: {size: 3}\nwalk: {steps: 60, kill_at: 25}\n")
     toy.run(root, "make")
     process = start(root, mode="ray", workers=2)
-    output = process.communicate(timeout=120)[0]
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
     result = json.loads(next(root.glob("runs/walk@up/*/training/result.json")).read_text())
     assert result == {"position": FINAL, "start": 20, "workers": 2}

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from pipelines.ports import free_ports
 from pipelines.store import ensure_store
 from pipelines.tracking import StageRun, open_run
 
@@ -34,7 +34,7 @@ REPOSITORY = HERE.parents[1]
 _spec = importlib.util.spec_from_file_location("toy_project", HERE / "toy_project.py")
 toy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toy)
-PATIENCE = 30_000  # milliseconds; the pages' code is 30 MB
+PATIENCE = 120_000  # milliseconds; the pages' code is 30 MB
 
 
 def evaluated(root: Path, model: str, colour: str, two_calls: float) -> StageRun:
@@ -77,9 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 @pytest.fixture(scope="module")
 def pages(runs: tuple[Path, dict[str, str]]) -> Iterator[dict[str, str]]:
     """The links that `ayf ui` prints, its server up; and under "" the plain address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_ports(1)[0])
     ui = [sys.executable, "-c", "from pipelines.cli import main; main()", "ui", "--port", port]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     with subprocess.Popen(
@@ -97,7 +95,7 @@ def pages(runs: tuple[Path, dict[str, str]]) -> Iterator[dict[str, str]]:
 
 
 def answers(address: str) -> None:
-    for _ in range(240):
+    for _ in range(720):
         try:
             urllib.request.urlopen(address, timeout=5).close()
             return

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ayf_core.errors import AyfError
-from pipelines import server, ui
+from pipelines import ports, server
 from pipelines.cli import main
 
 ADDRESS = "postgresql://ayf:word@db.example/runs"
@@ -37,7 +37,7 @@ def test_the_address_of_the_database_is_in_the_environment_alone(
     started: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AYF_DATABASE", ADDRESS)
-    result = ayf("serve", "--port", str(ui.next_free_port("127.0.0.1", 40000)))
+    result = ayf("serve", "--port", str(ports.next_free_port("127.0.0.1", 40000)))
     assert result.exit_code == 0, result.output
     ((command, environment),) = started
     assert "word" not in " ".join(command) + result.output
@@ -54,7 +54,7 @@ def test_the_address_of_the_database_is_in_the_environment_alone(
     [(("serve", "--database", "postgresql://ayf@db.example/runs"), "and its artefacts"), (("ui",), "every run")],
 )
 def test_what_it_means_that_others_can_reach_a_server_is_said(started: list, arguments: tuple, can: str) -> None:
-    free = ui.next_free_port("0.0.0.0", 40000)
+    free = ports.next_free_port("0.0.0.0", 40000)
     result = ayf(*arguments, "--host", "0.0.0.0", "--port", str(free))
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("warning")]

@@ -18,7 +18,7 @@ heed_stop_file()
 training = pathlib.Path(sys.argv[1])
 with stoppable(training) if training.is_dir() else contextlib.nullcontext():
     print("ready", flush=True)
-    time.sleep(4)
+    time.sleep(float(sys.argv[2]))
 """
 
 
@@ -30,9 +30,9 @@ def test_the_stop_file_of_a_job_ends_a_stage_that_does_not_train(
     if trains:
         training.mkdir()
     environment = {**os.environ, "AYF_STOP_FILE": str(stop_file), "PYTHONPATH": str(repository)}
-    command = [sys.executable, "-c", PROGRAM, str(training)]
+    command = [sys.executable, "-c", PROGRAM, str(training), "4" if trains else "100"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         stop_file.touch()
-        assert process.wait(timeout=30) == status
+        assert process.wait(timeout=60) == status

@@ -1,12 +1,11 @@
 """MLflow runs: a store created once, a run that is continued without doubled points, lineage, models."""
 
 import os
+import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -60,28 +59,34 @@ def test_two_processes_may_meet_a_fresh_store(tmp_path):
     assert client(tmp_path).get_experiment_by_name(EXPERIMENT) is not None
 
 
+MAKE_AND_DIE = """
+import os, pathlib, signal, sys
+from sqlalchemy import Engine, event
+from pipelines.store import ensure_store
+
+root, left = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+
+@event.listens_for(Engine, "after_cursor_execute")
+def count(connection, cursor, statement, *_):
+    global left
+    left -= "CREATE TABLE" in statement
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+ensure_store(root)
+"""
+
+
 @pytest.mark.parametrize("tables", [1, 20])
 def test_a_store_whose_making_was_killed_is_made_again(tmp_path, tables):
-    code = "import sys, pathlib; from pipelines.store import ensure_store; ensure_store(pathlib.Path(sys.argv[1]))"
     unfinished = tmp_path / "mlruns/.mlflow.db.new"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    )
-    while process.poll() is None and _tables(unfinished) < tables:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    command = [sys.executable, "-c", MAKE_AND_DIE, str(tmp_path), str(tables)]
+    died = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=False)
+    assert died.returncode == -signal.SIGKILL
     assert unfinished.exists()
     assert not (tmp_path / "mlruns/mlflow.db").exists()
     assert client(tmp_path).get_experiment_by_name(EXPERIMENT) is not None
     assert not unfinished.exists()
-
-
-def _tables(database):
-    if not database.exists():
-        return 0
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        return connection.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table'").fetchone()[0]
 
 
 def test_a_damaged_store_is_named_in_one_line(tmp_path):
@@ -216,12 +221,12 @@ def test_model_that_is_not_there_is_named(root, uri):
 def test_system_metrics_are_logged_where_they_are_wanted(root, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
-    import time
-
     run = opened(root, tmp_path, RuntimeConfig(mode="inline", system_metrics=True))
-    time.sleep(1.0)
+    until = time.monotonic() + 60
+    while "system/cpu_utilization_percentage" not in client(root).get_run(run.id).data.metrics:
+        assert time.monotonic() < until
+        time.sleep(0.1)
     run.finish()
-    assert "system/cpu_utilization_percentage" in client(root).get_run(run.id).data.metrics
 
 
 def test_git_commit_and_changes_are_tags(tmp_path):

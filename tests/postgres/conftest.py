@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+
+from pipelines.ports import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = "horse@100%battery"
@@ -31,19 +32,14 @@ def programs() -> Path | None:
     return next((place for place in places if (place / "postgres").exists()), None)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Postgres:
     """A cluster of databases in a folder, on a port of 127.0.0.1 and with a password; it refuses to run as root."""
 
     user = "ayf"
 
     def __init__(self, folder: Path, bin_folder: Path) -> None:
-        self.folder, self.port, self._bin = folder, free_port(), bin_folder
+        self.folder, self._bin = folder, bin_folder
+        (self.port,) = free_ports(1)
         self._as = "postgres" if os.getuid() == 0 else None
         if self._as:
             folder.chmod(0o755)
@@ -95,7 +91,8 @@ class Server:
     """`ayf serve` in a process group of its own."""
 
     def __init__(self, root: Path, database: str, *options: str, **environment: str) -> None:
-        self.root, self.port = root, free_port()
+        self.root = root
+        (self.port,) = free_ports(1)
         self.uri = f"http://127.0.0.1:{self.port}"
         self._command = [
             sys.executable,
@@ -111,7 +108,7 @@ class Server:
         self.log = root / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, seconds: float = 90.0) -> None:
+    def start(self, seconds: float = 180.0) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self._command, cwd=self.root, env=self._environment, stdout=log, stderr=log, start_new_session=True

@@ -93,7 +93,7 @@ class Lab:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
-    def finish(self, process: subprocess.Popen[bytes], seconds: float = 240) -> str:
+    def finish(self, process: subprocess.Popen[bytes], seconds: float = 480) -> str:
         """Wait for its end, which must be a good one; what it said."""
         assert process.wait(timeout=seconds) == 0, self.said(process)
         return self.said(process)
@@ -120,13 +120,13 @@ class Lab:
         found = self.checkpoints()
         return int(found[-1].name[5:]) if found else 0
 
-    def wait_for_step(self, step: int, process: subprocess.Popen[bytes], seconds: float = 120) -> int:
+    def wait_for_step(self, step: int, process: subprocess.Popen[bytes], seconds: float = 300) -> int:
         """Wait until this step was trained and a checkpoint stands; the last step noted."""
         self.wait(lambda: self.checkpoints() and max(self.steps(), default=0) >= step, f"step {step}", process, seconds)
         return self.steps()[-1]
 
     def wait(
-        self, ready: Callable[[], object], what: str, process: subprocess.Popen[bytes], seconds: float = 120
+        self, ready: Callable[[], object], what: str, process: subprocess.Popen[bytes], seconds: float = 300
     ) -> None:
         patience = time.monotonic() + seconds
         while not ready():

@@ -116,10 +116,10 @@ def kill_part(lab: Lab, process: subprocess.Popen[bytes], wanted: str) -> str:
         if target == "worker":  # it is replaced: the rest goes on for a while, then dies as well
             time.sleep(5.0)
             process.kill()
-        process.wait(timeout=120)
+        process.wait(timeout=300)
         return target
     process.kill()
-    process.wait(timeout=30)
+    process.wait(timeout=120)
     return "dvc"
 
 

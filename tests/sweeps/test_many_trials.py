@@ -24,7 +24,7 @@ _spec.loader.exec_module(overhead)
 
 TRIALS, REPORTS, STEPS = 16, 50, 2000
 RATE = "distill.emd.training.learning_rate"
-SECONDS_TO_ARRIVE = 60
+SECONDS_TO_ARRIVE = 300
 
 
 def chatty(settings: dict[str, Any], job: Any) -> None:
