@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 repro: $(STAMP) ## run the whole chain: data, teacher, distillation, evaluation, report
 	@$(RUN) python -m pipelines.dvc_lock
-	@$(RUN) dvc repro $(ARGS)
+	@$(RUN) dvc --wait-for-lock repro $(ARGS)
 
 test: $(STAMP) ## run the tests, two processes at once
 	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -21,6 +22,13 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path) -> Any:
     """The value of a JSON file. Raises OSError, or ValueError as `parse_json` does."""
     return parse_json(path.read_bytes())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside and rename: a reader, or a kill, finds the old text or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text)
+    os.replace(beside, path)
 
 
 def first_line(error: BaseException) -> str:

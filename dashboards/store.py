@@ -118,7 +118,8 @@ def client(uri: str) -> MlflowClient:
 def _client(uri: str) -> MlflowClient:
     if uri.startswith(("http://", "https://")):
         if not answers(uri):
-            raise StoreError(f"the MLflow server {uri} does not answer: start it (`ayf ui`) or name another")
+            message = f"the MLflow server {uri} does not answer: start it (`ayf ui`) or name another"
+            raise StoreError(message) from ConnectionError(uri)
     elif "://" not in uri or uri.startswith("file:"):
         raise StoreError(f"{uri} is no MLflow store: name one as sqlite:////FOLDER/mlflow.db or http://HOST:PORT")
     for noisy in ("alembic", "mlflow"):

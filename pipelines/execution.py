@@ -16,6 +16,7 @@ import shutil
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from pipelines.cluster.own_ray import prepare_environment
 from pipelines.follower import Follower, OnLog
 from pipelines.patience import patience_for
 from pipelines.progress import TrainingProgress
-from pipelines.stopping import handler_kept, stoppable
+from pipelines.stopping import handler_kept, has_stopped, stoppable
 from pipelines.workers import FAILURE, guarded, light_trainer, result_or_error, train_on_worker
 
 if TYPE_CHECKING:
@@ -162,8 +163,11 @@ def _run_on_ray(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -
             outcome = fit.result().return_value
         except Exception as error:
             if own is not None:
-                shutil.copytree(own.logs, folder / "ray_logs", dirs_exist_ok=True)
+                with suppress(OSError):  # the disk may be full; the logs are being written
+                    shutil.copytree(own.logs, folder / "ray_logs", dirs_exist_ok=True)
             raise _explain(error, folder, folder / "ray_logs") from error
+        finally:
+            has_stopped()
     return result_or_error(outcome)
 
 

@@ -93,12 +93,16 @@ def git_tags(root: Path) -> dict[str, str]:
     if commit is None:
         return {}
     changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
-    return {"mlflow.source.git.commit": commit, "ayf.git_dirty": str(bool(changed)).lower()}
+    dirty = {} if changed is None else {"ayf.git_dirty": str(bool(changed)).lower()}
+    return {"mlflow.source.git.commit": commit, **dirty}
 
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=20)
+        # Without the lock of the index, which a person's own `git commit` would find taken.
+        done = subprocess.run(
+            ["git", "--no-optional-locks", *arguments], cwd=root, capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

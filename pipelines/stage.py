@@ -19,14 +19,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-import yaml
-
 from ayf_core.errors import AyfError, Preempted
-from ayf_core.files import found_below
+from ayf_core.files import found_below, write_whole
 from ayf_core.training.context import read_notes
 from pipelines import dvc_lock
 from pipelines.cluster.rendezvous import told_to_job
@@ -147,7 +145,7 @@ class Stage:
         notes = read_notes(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
         if notes:
             self.run.set_tags({"ayf.note": "; ".join(notes)})
-        _write_beside(result, json.dumps(returned))
+        write_whole(result, json.dumps(returned))
         return returned
 
     def keep(self, path: str) -> Path:
@@ -167,11 +165,9 @@ class Stage:
 
     def digest(self, path: str) -> str:
         """DVC's MD5 of an input from dvc.lock, or the start of its fingerprint where DVC has none."""
-        lock = self.root / "dvc.lock"
-        document = yaml.safe_load(lock.read_text()) if lock.exists() else {}
-        for stage in ((document or {}).get("stages") or {}).values():
+        for stage in dvc_lock.committed(self.root).values():
             for out in stage.get("outs", []):
-                if out["path"] == path and "md5" in out:
+                if out.get("path") == path and "md5" in out:
                     return out["md5"]
         return self.fingerprints.get(path, "unknown")[:32]
 
@@ -284,7 +280,7 @@ def _compute(stage: Stage, config: Any, body: Body) -> dict[str, str]:
     if missing:
         raise AyfError(f"{stage.name} finished without writing {missing[0]}, which dvc.yaml declares")
     outputs = {out: fingerprint(stage.made(out)) for out in stage.declaration.outputs}
-    _write_beside(stage.scratch / _COMPLETE, json.dumps(outputs))
+    write_whole(stage.scratch / _COMPLETE, json.dumps(outputs))
     return outputs
 
 
@@ -313,7 +309,7 @@ def _asked_again(stage: Stage) -> bool:
     marker, lock = stage.scratch / _PUBLISHED, stage.root / "dvc.lock"
     if not (marker.exists() and lock.exists()) or marker.read_text() == _lock_as_written(stage.root):
         return False
-    return stage.name in ((yaml.safe_load(lock.read_text()) or {}).get("stages") or {})
+    return stage.name in dvc_lock.committed(stage.root)
 
 
 def _lock_as_written(root: Path) -> str:
@@ -375,12 +371,6 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_beside(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
 @contextmanager
 def only_writer(folder: Path, name: str) -> Iterator[IO[str]]:
     """Hold the lock of a folder that one process writes; the system frees it however the process ends.
@@ -395,7 +385,8 @@ def only_writer(folder: Path, name: str) -> Iterator[IO[str]]:
         except OSError as error:
             file.seek(0)
             holder = file.read().strip() or "unknown"
-            if not _locked_within(file, STOPPING_SECONDS if is_stopping(folder) else ENDING_SECONDS):
+            free = _locked_within(file, ENDING_SECONDS)
+            if not free and not (is_stopping(folder) and _locked_within(file, STOPPING_SECONDS)):
                 raise AyfError(f"{name} is being run already (process {holder}): wait for it or end it") from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -461,7 +452,10 @@ def _end_with_parent(root: Path) -> None:
 
     # A shell between dvc and this process outlives dvc, so dvc itself is watched as well. It has the outputs locked.
     writing = dvc_lock.writers(root)
-    above = [process for process in psutil.Process().parents() if process.pid in writing]
+    try:
+        above = [process for process in psutil.Process().parents() if process.pid in writing]
+    except psutil.NoSuchProcess:  # one of them, in this instant
+        above = []
     if writing and not above:
         raise AyfError(f"the dvc that started {os.environ['DVC_STAGE']} is gone: `dvc repro` goes on from here")
     if above:
@@ -469,6 +463,9 @@ def _end_with_parent(root: Path) -> None:
 
 
 def _watch(processes: Iterable[Any]) -> None:
-    while all(process.is_running() and process.status() != "zombie" for process in processes):
-        time.sleep(1.0)
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        while all(process.is_running() and process.status() != "zombie" for process in processes):
+            time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)

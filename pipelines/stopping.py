@@ -35,6 +35,7 @@ class _Request:
     stop_file: Path | None = None
     asked_at: float | None = None
     trains = False
+    end: threading.Timer | None = None
 
 
 def on_sigterm(signum: int, frame: FrameType | None) -> None:
@@ -49,9 +50,9 @@ def on_sigterm(signum: int, frame: FrameType | None) -> None:
     except OSError:  # a full disk
         raise SystemExit(128 + signum) from None
     _Request.asked_at = now
-    again = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
-    again.daemon = True
-    again.start()
+    _Request.end = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    _Request.end.daemon = True
+    _Request.end.start()
 
 
 def heed_stop_file() -> None:
@@ -89,6 +90,14 @@ def stoppable(folder: Path) -> Iterator[Path]:
         yield stop_file
     finally:
         _Request.stop_file = None
+        has_stopped()
+
+
+def has_stopped() -> None:
+    """The training has come to its end: what is left to do, such as ending Ray, may take its time."""
+    if _Request.end is not None:
+        _Request.end.cancel()
+        _Request.end = None
 
 
 def is_stopping(folder: Path) -> bool:

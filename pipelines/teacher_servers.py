@@ -92,7 +92,12 @@ def served(
     if context.world_size > 1:
         torch.distributed.broadcast_object_list(names, src=0)
     try:
-        yield ServedVelocity(ray.get_actor(names[0][context.rank % count]))
+        try:
+            velocity = ServedVelocity(ray.get_actor(names[0][context.rank % count]))
+        except (ValueError, ray.exceptions.RayActorError) as error:
+            # They went with rank 0. No AyfError: all workers are replaced.
+            raise RuntimeError("the teacher servers are gone: see the logs of Ray") from error
+        yield velocity
         if context.world_size > 1:
             torch.distributed.barrier()  # without servers, a student that still waits for its answer would for ever
     finally:

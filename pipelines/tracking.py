@@ -6,7 +6,6 @@ secret passes.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
@@ -20,7 +19,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from ayf_core.errors import AyfError
-from ayf_core.files import first_line
+from ayf_core.files import first_line, write_whole
 from pipelines.lineage import DvcSource, find_run_by_output, git_tags
 from pipelines.patience import Patience, may_pass, patience_for
 from pipelines.secrecy import without_secrets
@@ -323,9 +322,7 @@ def _name_of(scratch: Path) -> str:
 
 def _note(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text + "\n")
-    os.replace(beside, path)
+    write_whole(path, text + "\n")
 
 
 def _start_monitor(run_id: str, uri: str) -> Any:

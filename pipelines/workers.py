@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ayf_core.errors import AyfError, Preempted
+from ayf_core.files import write_whole
 from ayf_core.training.context import LocalContext, TrainingContext
 
 WORKERS_NOTE = "placement_group"
@@ -84,7 +85,7 @@ def guarded(job: dict, context: TrainingContext) -> dict:
         if context.world_size > 1 and lost_a_peer:
             raise
         with suppress(OSError):  # the disk may be full, and that the failure
-            (Path(job["folder"]) / FAILURE).write_text(json.dumps(failure))
+            write_whole(Path(job["folder"]) / FAILURE, json.dumps(failure))
         if context.world_size > 1:
             raise  # returning would leave the other workers waiting for this one
         return {"failure": failure}

@@ -134,7 +134,7 @@ class Story(tune.Callback):
         """Close the runs of trials that were training."""
         self._pending.put(None)
         self._writer.join(timeout=SECONDS_TO_DIE)
-        for number, run in self._runs.items():
+        for number, run in list(self._runs.items()):  # the writer may still wait for MLflow
             if self._ledger.trials[number].status is None:
                 run.finish("KILLED")
 

@@ -240,7 +240,8 @@ class Reporter:
         shutil.rmtree(training.parent, ignore_errors=True)
         write_checkpoint(training / "checkpoints", step, partial(_copy_tree, donor / "checkpoints" / name))
         if (donor / "ema").exists():
-            shutil.copytree(donor / "ema", training / "ema")
+            # The donor may be writing another.
+            shutil.copytree(donor / "ema", training / "ema", ignore=shutil.ignore_patterns("*.partial"))
         copies = self._folder / "copies.jsonl"
         with copies.open("a") as file:
             file.write(json.dumps({"step": step, "from": str(donor)}) + "\n")

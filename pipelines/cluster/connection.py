@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ayf_core.errors import AyfError
 from pipelines.cluster.own_ray import OwnRay, prepare_environment
+from pipelines.cluster.rendezvous import ATTEMPT
 
 if TYPE_CHECKING:
     from pipelines.runtime import RuntimeConfig
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 5.0
 CONNECT_SECONDS = 45.0
 """A cluster that answers at all does so within a second; one that refuses the token may never say so."""
+
+REJOIN_SECONDS = 60.0
 
 FORWARDED = ("PYTHONPATH", "OMP_NUM_THREADS", "AYF_STOP_FILE")
 """Of the driver's environment; Ray's workers on other nodes have the one that `ray start` had there."""
@@ -159,9 +162,15 @@ def require_room(runtime: RuntimeConfig, cpus_per_worker: int, gpus: bool) -> No
     need: dict[str, float] = {"CPU": cpus_per_worker}
     if gpus:
         need["GPU"] = 1
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fit = sum(min(int(node.get(kind, 0) // amount) for kind, amount in need.items()) for node in nodes)
     fewest = (runtime.min_workers or runtime.workers) + runtime.teacher_workers
+    # In a job, a node whose Ray has died gets another.
+    patience = time.monotonic() + (REJOIN_SECONDS if ATTEMPT in os.environ else 0.0)
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        fit = sum(min(int(node.get(kind, 0) // amount) for kind, amount in need.items()) for node in nodes)
+        if fit >= fewest or time.monotonic() >= patience:
+            break
+        time.sleep(0.5)
     if fit < fewest:
         each = " and ".join(f"{amount:g} {kind}" for kind, amount in need.items())
         have = ", ".join(" and ".join(f"{node.get(kind, 0):g} {kind}" for kind in need) for node in nodes)

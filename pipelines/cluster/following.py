@@ -53,7 +53,10 @@ class ProgressMirror:
     def update(self) -> None:
         """Show what is new; outside a terminal the log says it already."""
         for line in self._tail.new().splitlines():
-            event = json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # cut off by a fault
             if not self._console.is_terminal:
                 continue
             if event["event"] == "begin":

@@ -30,6 +30,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from ayf_core.errors import AyfError
+from ayf_core.files import write_whole
 from pipelines import dvc_lock
 from pipelines.cluster.ray_node import RayNode, ignore_warnings, reachable_address
 from pipelines.cluster.rendezvous import ATTEMPT, Attempt, Pulse
@@ -38,12 +39,16 @@ from pipelines.stopping import PATIENCE_SECONDS
 ATTEMPTS = 10
 """So often the driver or the head may die in one run of the job before it gives up."""
 
+BRING_UPS = 3
+"""So often a Ray may end before it is up."""
+
 SILENT_SECONDS = 90.0
 """After so long without a sign of life from task 0 (network file systems may show one a minute late) it is dead."""
 
 _POLL_SECONDS = 0.5
 _HOSTS_SECONDS = 45.0
 _TEAR_DOWN_SECONDS = 15.0
+_REQUEUE_SECONDS = 60.0
 _END_SECONDS = 600.0
 
 
@@ -122,7 +127,11 @@ class ClusterJob:
                 self._bring_up(attempt, fewest=1 if self.elastic and number else None)
                 outcome = self._drive(attempt, self.command if self._first(number) else self.again)
             except AyfError as error:
-                outcome, failure = 1, str(error)
+                # A Ray that ended while it came up may have lost patience, or a port: that is worth another attempt.
+                once_more = number < BRING_UPS - 1 and self._ray is not None and not self._ray.alive()
+                outcome, failure = (None if once_more else 1), str(error)
+                if once_more:
+                    say(f"Ray did not come up: {failure}")
             except BaseException:
                 attempt.end("done")
                 raise
@@ -183,7 +192,8 @@ class ClusterJob:
         return None if died and not attempt.stop_file.exists() else status
 
     def _start_driver(self, attempt: Attempt, command: list[str]) -> subprocess.Popen:
-        drivers = {int(note.read_text()) for note in self.folder.glob("attempt-*/driver")}
+        notes = [note.read_text() for note in self.folder.glob("attempt-*/driver")]
+        drivers = {int(note) for note in notes if note.isdigit()}
         dvc_lock.mend(self.root, drivers)  # those of this job have ended, perhaps on another node
         driver = subprocess.Popen(
             command,
@@ -192,7 +202,7 @@ class ClusterJob:
             stdin=subprocess.DEVNULL,
             preexec_fn=ignore_warnings,
         )
-        (attempt.folder / "driver").write_text(str(driver.pid))
+        write_whole(attempt.folder / "driver", str(driver.pid))
         return driver
 
     def _head_is_lost(self) -> bool:
@@ -229,7 +239,11 @@ class ClusterJob:
     def _queue_again(self) -> None:
         """Task 0 was killed: nobody would ever end this job."""
         say("task 0 is silent; the job is queued again")
-        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+        patience = time.monotonic() + _REQUEUE_SECONDS  # Slurm's controller may be busy
+        while subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False).returncode:
+            if time.monotonic() > patience:
+                _give_up("Slurm did not queue the job again: submit it once more")
+            time.sleep(5.0)
 
     def _serve(self, attempt: Attempt, rank: int, pulse: Pulse, address: str, one_machine: bool) -> None:
         """One life of this node's Ray: until it dies, the attempt is over or task 0 is silent."""

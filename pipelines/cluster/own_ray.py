@@ -31,6 +31,7 @@ RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_gcs_server_port_wait_time_s": "120",
 }
 """Ray reads these when it is imported. Its workers are polite (nice 15) by default: beside any other work they would
 starve. A report waits for the next health check: 2 s unless set."""
@@ -69,19 +70,28 @@ class OwnRay:
         if ray.is_initialized():
             raise AyfError("Ray is already running in this process; run_training starts its own")
         try:
-            ray.init(
-                address="local",
-                num_cpus=self._cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                object_store_memory=100 * 2**20,  # nothing but a few small dicts passes through it
-                _temp_dir=str(self._folder),
-            )
+            try:
+                self._start()
+            except Exception:  # beside other work Ray may have lost patience with a process of its own
+                ray.shutdown()
+                self._start()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _start(self) -> None:
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=self._cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=100 * 2**20,  # nothing but a few small dicts passes through it
+            _temp_dir=str(self._folder),
+        )
 
     @staticmethod
     def _sweep(base: Path) -> None:

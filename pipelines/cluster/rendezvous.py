@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ayf_core.errors import AyfError
+from ayf_core.files import write_whole
 
 ATTEMPT = "AYF_ATTEMPT"
 """Environment variable of the driver: the folder of its attempt."""
 
 _POLL_SECONDS = 0.2
 _BEAT_SECONDS = 5.0
+_BLIND_SECONDS = 30.0
 
 
 class Pulse:
@@ -35,17 +37,24 @@ class Pulse:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: int | None = None
-        self._changed = time.monotonic()
+        self._changed = self._looked = time.monotonic()
 
     def silent_seconds(self) -> float:
-        """Since the last change that was seen."""
+        """Since the last change that was seen, less the time when this process could not look itself.
+
+        It may have been suspended, with all of its job, or have waited for the file system.
+        """
         try:
             touched = self._path.stat().st_mtime_ns
         except OSError:
             touched = None
+        now = time.monotonic()
         if touched != self._seen:
-            self._seen, self._changed = touched, time.monotonic()
-        return time.monotonic() - self._changed
+            self._seen, self._changed = touched, now
+        elif now - self._looked > _BLIND_SECONDS:
+            self._changed += now - self._looked
+        self._looked = now
+        return now - self._changed
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Attempt:
     def come(self, rank: int, host: str) -> None:
         """Say that this task is here."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / f"host-{rank}", json.dumps({"host": host}))
+        write_whole(self.folder / f"host-{rank}", json.dumps({"host": host}))
 
     def hosts(self) -> dict[int, str]:
         """Which tasks have come, and where they run."""
@@ -124,7 +133,7 @@ class Attempt:
 
     def publish(self, address: str, one_machine: bool) -> None:
         """Say where the head listens, and whether all tasks run on one machine."""
-        _write(self.folder / "head", json.dumps({"address": address, "one_machine": one_machine}))
+        write_whole(self.folder / "head", json.dumps({"address": address, "one_machine": one_machine}))
 
     def head(self) -> tuple[str, bool] | None:
         """What was published, or None."""
@@ -151,7 +160,7 @@ class Attempt:
     def end(self, what_then: str) -> None:
         """`again`: the tasks meet in the next attempt. `done`: they leave. The token is of no more use."""
         self.token_file.unlink(missing_ok=True)
-        _write(self.folder / "over", what_then)
+        write_whole(self.folder / "over", what_then)
 
     def over(self) -> str | None:
         try:
@@ -173,13 +182,7 @@ def told_to_job() -> Iterator[None]:
     try:
         yield
     except AyfError as error:
-        _write(attempt.failure_file, str(error))
+        write_whole(attempt.failure_file, str(error))
         raise
     finally:
         running.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    os.replace(beside, path)

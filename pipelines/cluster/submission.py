@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ayf_core.errors import AyfError
+from ayf_core.files import write_whole
 from pipelines.cluster import slurm
 from pipelines.cluster.job import ClusterJob
 from pipelines.declarations import read_declarations
@@ -28,8 +29,15 @@ from pipelines.declarations import read_declarations
 if TYPE_CHECKING:
     from pipelines.runtime import RuntimeConfig
 
-ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"}
 _NO_JOB = "UNKNOWN"
+_PASSING = {"NODE_FAIL", "PREEMPTED"}
+"""The end of a job, unless it is queued again: to be seen twice."""
+
+ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"} | _PASSING
+
+_ASK_SECONDS = 3.0
+ANSWER_MINUTES = 5
+"""So long Slurm may leave questions unanswered, busy or started again, before following a job ends."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ def submit(root: Path, target: Sequence[str], runtime: RuntimeConfig) -> Submitt
     number = _handed_to_slurm(slurm.executor(runtime, folder, f"ayf {what}"), job)
     made = Submitted(folder, number, what, datetime.now().isoformat(timespec="seconds"), runtime.slurm.nodes)
     about = {key: value for key, value in dataclasses.asdict(made).items() if key != "folder"}
-    (folder / "job.json").write_text(json.dumps(about))
+    write_whole(folder / "job.json", json.dumps(about))
     return made
 
 
@@ -96,7 +104,7 @@ def commands(root: Path, target: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         AyfError: there is no such stage or sweep.
     """
-    dvc = [sys.executable, "-m", "dvc", "repro"]
+    dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro"]
     declared = read_declarations(root)
     stages = dict.fromkeys([*declared, *(declaration.base for declaration in declared.values())])
     match list(target):
@@ -218,22 +226,28 @@ def follow(submitted: Submitted, poll_seconds: float = 0.5) -> str:
     """
     from pipelines.cluster.following import LogTail, ProgressMirror
 
-    state, asked = "", 0.0
+    state, asked, answered = "", 0.0, time.monotonic()
     log = LogTail(submitted.log)
+    ended = False
     with ProgressMirror(submitted.progress) as mirror:
         while True:
             text = log.new()
             if text:
                 mirror.print(text)
             mirror.update()
-            if state in ENDED and not text:
+            if ended and not text:
                 return state
-            if time.monotonic() - asked > 3.0:
-                before, state, asked = state, submitted.state(), time.monotonic()
+            if time.monotonic() - asked > _ASK_SECONDS:
+                before, asked = state, time.monotonic()
+                try:
+                    state, answered = submitted.state(), time.monotonic()
+                except AyfError:
+                    if time.monotonic() - answered > 60 * ANSWER_MINUTES:
+                        raise
+                    continue
                 if state != before and state not in ENDED and not log.started:
                     mirror.print(f"job {submitted.job} is {state.lower()}\n")
-                if state == _NO_JOB and before == _NO_JOB:
-                    return state
+                ended = state in ENDED - _PASSING or (state == before and state in {*_PASSING, _NO_JOB})
             time.sleep(poll_seconds)
 
 

@@ -125,7 +125,11 @@ WITHIN = [
         "driver and Ray start again",
         processes_die("node1", "pipelines train_teacher"),
     ),
-    Fault("SIGKILL of the dvc in a job", "driver and Ray start again", processes_die("node1", "-m dvc repro")),
+    Fault(
+        "SIGKILL of the dvc in a job",
+        "driver and Ray start again",
+        processes_die("node1", "-m dvc --wait-for-lock repro"),
+    ),
 ]
 
 

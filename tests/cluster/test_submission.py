@@ -25,7 +25,7 @@ from pipelines.runtime import RuntimeConfig, load_runtime, with_runtime_values
 def test_what_a_target_runs_and_how_it_goes_on(repository: Path):
     first, again = submission.commands(repository, ["repro"])
     assert first == again
-    assert first[1:] == ["-m", "dvc", "repro"]
+    assert first[1:] == ["-m", "dvc", "--wait-for-lock", "repro"]
     assert submission.commands(repository, ["distill@emd"])[0][-2:] == ["repro", "distill@emd"]
     first, again = submission.commands(repository, ["sweep", "distill"])
     assert first[-3:] == ["sweep", "distill", "--new"]
@@ -115,6 +115,21 @@ def test_a_task_0_that_is_gone_is_noticed(tmp_path: Path, monkeypatch: pytest.Mo
     reached(lambda: pulse.silent_seconds() > 1)
 
 
+def test_a_task_that_was_suspended_does_not_take_task_0_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = 1000.0
+    monkeypatch.setattr("pipelines.cluster.rendezvous.time.monotonic", lambda: now)
+    attempt = Attempt(tmp_path)
+    (tmp_path / "beat").touch()
+    pulse = attempt.pulse()
+    pulse.silent_seconds()
+    now += 20
+    assert pulse.silent_seconds() == 20
+    now += 500  # nobody looked
+    assert pulse.silent_seconds() == 20
+    now += 20
+    assert pulse.silent_seconds() == 40
+
+
 def reached(condition: Callable[[], bool], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not condition():
@@ -188,6 +203,35 @@ def test_jobs_are_listed_from_their_folders_and_the_newest_is_found(tmp_path: Pa
     assert submission.find(tmp_path, "7").log.name == "7_0_log.out"
     with pytest.raises(AyfError, match="no job 8 of this project: there are 7, 9"):
         submission.find(tmp_path, "8")
+
+
+def followed(states: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What following a job returns that Slurm tells these states of, one after another; "" is no answer."""
+    left = iter(states)
+
+    def state(self: submission.Submitted) -> str:
+        told = next(left)
+        if not told:
+            raise AyfError("Slurm refused `squeue`: Socket timed out")
+        return told
+
+    monkeypatch.setattr(submission.Submitted, "state", state)
+    monkeypatch.setattr(submission, "_ASK_SECONDS", 0.0)
+    job = submission.Submitted(folder, "7", "repro", "2026-01-01T00:00:00", 2)
+    return submission.follow(job, poll_seconds=0.001)
+
+
+def test_following_survives_a_slurm_that_does_not_answer_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert followed(["PENDING", "", "", "RUNNING", "", "COMPLETED"], tmp_path, monkeypatch) == "COMPLETED"
+    monkeypatch.setattr(submission, "ANSWER_MINUTES", 0)
+    with pytest.raises(AyfError, match="Socket timed out"):
+        followed(["RUNNING", "", "RUNNING"], tmp_path, monkeypatch)
+
+
+def test_a_job_that_is_queued_again_is_followed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert followed(["RUNNING", "PREEMPTED", "PENDING", "COMPLETED"], tmp_path, monkeypatch) == "COMPLETED"
+    assert followed(["RUNNING", "PREEMPTED", "PREEMPTED"], tmp_path, monkeypatch) == "PREEMPTED"
+    assert followed(["RUNNING", "UNKNOWN", "UNKNOWN"], tmp_path, monkeypatch) == "UNKNOWN"
 
 
 def test_without_submissions_the_line_says_how_to_make_one(tmp_path: Path):

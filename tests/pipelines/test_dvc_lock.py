@@ -1,4 +1,4 @@
-"""DVC's lock file, as DVC itself writes and reads it."""
+"""DVC's two lock files, as DVC itself writes and reads them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,31 @@ def test_another_form_is_left_alone(tmp_path: Path) -> None:
     lock = lock_of(tmp_path, '{"write": 3}')
     dvc_lock.mend(tmp_path, {11})
     assert lock.read_text() == '{"write": 3}'
+
+
+@pytest.mark.parametrize("kept", [0, 60])
+def test_a_dvc_lock_that_was_cut_off_no_longer_stops_dvc(tmp_path: Path, kept: int) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {make: {cmd: echo > out, outs: [out]}}\n")
+    dvc(tmp_path, "init", "--no-scm", "-q")
+    dvc(tmp_path, "repro")
+    lock = tmp_path / "dvc.lock"
+    whole = lock.read_text()
+    dvc_lock.mend(tmp_path)
+    assert lock.read_text() == whole
+    assert set(dvc_lock.committed(tmp_path)) == {"make"}
+    lock.write_text(whole[:kept] + "\n    - pa")
+    assert dvc(tmp_path, "repro").returncode != 0  # what DVC itself does about it
+    dvc_lock.mend(tmp_path)
+    assert (tmp_path / "dvc.lock.cut-off").exists()
+    done = dvc(tmp_path, "repro")
+    assert done.returncode == 0, done.stderr
+    assert lock.read_text() == whole
+
+
+def test_a_dvc_lock_that_another_dvc_is_writing_is_read_again(tmp_path: Path) -> None:
+    lock = tmp_path / "dvc.lock"
+    lock.write_text("")  # as DVC leaves it for the time of writing
+    writer = threading.Timer(0.4, lock.write_text, ("schema: '2.0'\nstages: {make: {cmd: make}}\n",))
+    writer.start()
+    assert dvc_lock.committed(tmp_path) == {"make": {"cmd": "make"}}
+    writer.join()
