@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ayf_core.errors import AyfError, require
-from ayf_core.files import first_line, read_json
+from ayf_core.files import first_line, read_json, write_whole
 
 FORMAT = 1
 CODEC_FILE = "codec.json"
@@ -387,6 +386,4 @@ def _autoencoder_class() -> Any:
 
 def _write_codec_file(folder: Path, content: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f"{CODEC_FILE}.part"
-    beside.write_text(json.dumps({"format": FORMAT, **content}, indent=2) + "\n")
-    os.replace(beside, folder / CODEC_FILE)
+    write_whole(folder / CODEC_FILE, json.dumps({"format": FORMAT, **content}, indent=2) + "\n")

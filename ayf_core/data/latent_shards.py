@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ayf_core.data.latents import FORMAT, MANIFEST, Batch, sha256
 from ayf_core.errors import AyfError
+from ayf_core.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ class ShardNote:
     def save(self, path: Path) -> None:
         """Write it beside, then rename: a note that is there is whole, and so is its shard."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.part")
-        beside.write_text(json.dumps(dataclasses.asdict(self)))
-        os.replace(beside, path)
+        write_whole(path, json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> ShardNote:
@@ -146,9 +145,7 @@ def write_manifest(
         "codec": codec_fingerprint,
         "shards": [{"file": note.file, "count": note.count, "sha256": note.sha256} for note in notes],
     }
-    beside = folder / f"{MANIFEST}.part"
-    beside.write_text(json.dumps(manifest, indent=2) + "\n")
-    os.replace(beside, folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 

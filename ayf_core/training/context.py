@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 import torch.distributed as distributed
 
+from ayf_core.files import write_whole
 from ayf_core.training.checkpoint_folder import (
     CHECKPOINTS_KEPT,
     CheckpointFolder,
@@ -162,9 +163,7 @@ class MetricsFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             kept = [line for line, record in read_metrics(path) if record["step"] <= resumed_step]
-            beside = path.with_name(path.name + ".partial")
-            beside.write_text("".join(kept))
-            os.replace(beside, path)
+            write_whole(path, "".join(kept))
 
     def append(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
