@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch "$@"
 
 repro: $(STAMP) ## run the whole chain: data, teacher, distillation, evaluation, report
-	@$(RUN) python -m pipelines.dvc_lock
+	@$(RUN) python -m pipelines.project.dvc_lock
 	@$(RUN) dvc --wait-for-lock repro $(ARGS)
 
 test: $(STAMP) ## run the tests, two processes at once

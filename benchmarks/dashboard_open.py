@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines.ports import free_ports
+from pipelines.machine import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS_A_RUN = 40  # about what the stages of this project note

@@ -26,9 +26,9 @@ import torch
 
 from ayf_core.data import AutoencoderKLCodec, DataSet, Split
 from ayf_core.training.context import LocalContext, TrainingContext
-from pipelines.cluster.own_ray import OwnRay, prepare_environment
-from pipelines.execution import run_training
-from pipelines.runtime import RuntimeConfig
+from pipelines.execution.own_ray import OwnRay, prepare_environment
+from pipelines.execution.ray_train import run_training
+from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages.encode_latents import BATCH, encode_shard, shards_of
 
 SHARD = 512

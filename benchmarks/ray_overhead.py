@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 
 from ayf_core.training.context import LocalContext
-from pipelines.execution import run_training
-from pipelines.runtime import RuntimeConfig
+from pipelines.execution.ray_train import run_training
+from pipelines.settings.runtime import RuntimeConfig
 
 LOG_EVERY, CHECKPOINT_EVERY, BATCH, WIDTH = 20, 200, 128, 256
 THREADS = 1

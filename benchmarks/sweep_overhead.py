@@ -53,8 +53,8 @@ def objective(settings: dict[str, Any], job: Any = None) -> None:
 
 def make_project(root: Path, trials: int) -> None:
     """The repository's stages and settings, with inputs that are there and empty: nothing reads them."""
-    from pipelines.declarations import read_declarations
-    from pipelines.params import from_preset, write
+    from pipelines.project.declarations import read_declarations
+    from pipelines.settings.params_file import from_preset, write
 
     for name in ("ayf_core", "pipelines", "conf", "dvc.yaml"):
         (root / name).symlink_to(ROOT / name)
@@ -105,8 +105,8 @@ class Clock:
 
 def through_this_project(root: Path, trials: int) -> Clock:
     """A sweep, until MLflow knows everything."""
-    from pipelines.cluster.own_ray import prepare_environment
-    from pipelines.runtime import RuntimeConfig
+    from pipelines.execution.own_ray import prepare_environment
+    from pipelines.settings.runtime import RuntimeConfig
     from sweeps import runner
     from sweeps.ledger import FAILED, Ledger
 
@@ -129,7 +129,7 @@ def through_this_project(root: Path, trials: int) -> Clock:
 
 def through_ray_tune_alone(root: Path, trials: int, function: Callable = objective) -> Clock:
     """The same objective, space, scheduler and number at once, with Tune's own files as they are by default."""
-    from pipelines.cluster.own_ray import OwnRay, prepare_environment
+    from pipelines.execution.own_ray import OwnRay, prepare_environment
 
     prepare_environment()
     from ray import tune

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.ports import free_ports
+from pipelines.machine import free_ports
 
 DOCS = Path(__file__).resolve().parent
 DESK, PHONE = 1400, 390
@@ -36,8 +36,8 @@ localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true');
 
 def mlflow_command(store: str, port: int) -> list[str]:
     """As `ayf ui`: the views are saved first."""
-    from pipelines.saved_views import links
-    from pipelines.ui import server_command
+    from pipelines.tracking.saved_views import links
+    from pipelines.tracking.ui import server_command
 
     links(store, f"http://127.0.0.1:{port}")
     command, environment = server_command(store, "127.0.0.1", port)
@@ -87,8 +87,8 @@ def mlflow_view(key: str, sign: str, charts: bool = False) -> Callable[[Any], No
     """Opens a saved view of MLflow's runs and waits for these words."""
 
     def prepare(page: Any) -> None:
-        from pipelines.saved_views import view_address
-        from pipelines.tags import EXPERIMENT
+        from pipelines.tracking.saved_views import view_address
+        from pipelines.tracking.tags import EXPERIMENT
 
         address = page.url.split("#")[0].rstrip("/")
         by_name = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={EXPERIMENT}"

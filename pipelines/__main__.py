@@ -2,7 +2,7 @@
 
 import sys
 
-from pipelines.stage import main
+from pipelines.execution.process import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.notes import sweep_note
-from pipelines.tags import BEST_TAG
-from pipelines.tracking import StageRun
+from pipelines.tracking.notes import sweep_note
+from pipelines.tracking.runs import StageRun
+from pipelines.tracking.tags import BEST_TAG
 from sweeps.definition import Metric, Sweep
 from sweeps.ledger import FINISHED, Ledger, Trial
 from sweeps.space import Point

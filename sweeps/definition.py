@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ayf_core.errors import AyfError
-from pipelines import config as schema
-from pipelines import settings
-from pipelines.bench import BETTER
-from pipelines.declarations import Declaration, read_declarations
-from pipelines.documents import read_typed
-from pipelines.settings import setting
+from pipelines.project.declarations import Declaration, read_declarations
+from pipelines.settings import experiment as schema
+from pipelines.settings import model as settings
+from pipelines.settings.documents import read_typed
+from pipelines.settings.model import setting
+from pipelines.stages.bench import BETTER
 from sweeps.space import Dimension, Point, Range, extremes, grid_points, read_fixed, read_space
 
 _METRIC = re.compile(r"(?P<measure>\w+)/nfe_(?P<nfe>\d+)")

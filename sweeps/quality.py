@@ -16,10 +16,10 @@ from ayf_core.networks import build_network
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.shards import gathered
-from pipelines import config as schema
-from pipelines.bench import Bench
+from pipelines.settings import experiment as schema
+from pipelines.stages.assembly import Job
+from pipelines.stages.bench import Bench
 from pipelines.stages.distill import guidance_range
-from pipelines.training import Job
 from sweeps.definition import Metric
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ayf_core.errors import AyfError
-from pipelines.cluster.connection import size_of
-from pipelines.runtime import RuntimeConfig
+from pipelines.execution.ray_connection import size_of
+from pipelines.settings.runtime import RuntimeConfig
 from sweeps.definition import Sweep
 
 

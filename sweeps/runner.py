@@ -24,19 +24,19 @@ from rich.console import Console
 from ayf_core.errors import AyfError
 from ayf_core.files import found_below
 from ayf_core.training.context import STOP_FILE
-from pipelines.cluster.connection import ray_for
-from pipelines.cluster.own_ray import prepare_environment
-from pipelines.config import PARAMS_FILE, load_config
-from pipelines.declarations import check_deps, fingerprint, read_declarations
-from pipelines.documents import read_document
-from pipelines.execution import InThread
-from pipelines.lineage import git_tags, last_seconds
-from pipelines.notes import run_name
-from pipelines.runtime import RuntimeConfig
-from pipelines.stage import only_writer
-from pipelines.stopping import PATIENCE_SECONDS, STOPPED
-from pipelines.tags import FIXED_TAG, KEY_TAG, POINT_TAG
-from pipelines.tracking import StageRun, open_run
+from pipelines.execution.locks import only_writer
+from pipelines.execution.own_ray import prepare_environment
+from pipelines.execution.ray_connection import ray_for
+from pipelines.execution.ray_train import InThread
+from pipelines.execution.stopping import PATIENCE_SECONDS, STOPPED
+from pipelines.project.declarations import check_deps, fingerprint, read_declarations
+from pipelines.settings.documents import read_document
+from pipelines.settings.experiment import PARAMS_FILE, load_config
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.lineage import git_tags, last_seconds
+from pipelines.tracking.notes import run_name
+from pipelines.tracking.runs import StageRun, open_run
+from pipelines.tracking.tags import FIXED_TAG, KEY_TAG, POINT_TAG
 from sweeps.answer import Answer, answer_of, confirmation_points, tell
 from sweeps.definition import Sweep, read_sweep, sweep_names
 from sweeps.ledger import Ledger, Trial, read_json, write_json
@@ -156,7 +156,7 @@ def run_sweep(
 def _described(root: Path, name: str) -> Sweep:
     path = root / "sweeps" / f"{name}.yaml"
     if not path.is_file():
-        from pipelines.settings import nearest
+        from pipelines.settings.model import nearest
 
         guess = nearest(name, sweep_names(root))
         hint = f"did you mean {guess}?" if guess else f"there are {', '.join(sweep_names(root)) or 'none in sweeps/'}"

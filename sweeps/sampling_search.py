@@ -19,8 +19,8 @@ import optuna
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.intervals import Interval, confidence_interval
 from ayf_core.samplers import SamplingSettings
-from pipelines.documents import read_typed
-from pipelines.settings import range_problems, setting
+from pipelines.settings.documents import read_typed
+from pipelines.settings.model import range_problems, setting
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -9,9 +9,9 @@ from itertools import product
 from typing import Any
 
 from ayf_core.errors import AyfError
-from pipelines import settings
-from pipelines.config import Config
-from pipelines.settings import Setting
+from pipelines.settings import model as settings
+from pipelines.settings.experiment import Config
+from pipelines.settings.model import Setting
 
 _RANGE_KEYS = {"low", "high", "log"}
 

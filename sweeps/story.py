@@ -19,9 +19,9 @@ from ray import tune
 
 from ayf_core.errors import AyfError
 from ayf_core.files import found_below
-from pipelines.tags import POINT_TAG
-from pipelines.tracking import StageRun
-from pipelines.workers import WORKERS_NOTE, release_workers
+from pipelines.execution.workers import WORKERS_NOTE, release_workers
+from pipelines.tracking.runs import StageRun
+from pipelines.tracking.tags import POINT_TAG
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger, Report, Trial, read_json
 from sweeps.trial import FAILURE
 from sweeps.view import TrialsView

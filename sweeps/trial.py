@@ -37,11 +37,12 @@ from ayf_core.training.checkpoint_folder import (
 )
 from ayf_core.training.checkpoints import State
 from ayf_core.training.context import LocalContext, read_metrics
-from pipelines.config import Config
-from pipelines.execution import run_training, torch_device
-from pipelines.runtime import RuntimeConfig
-from pipelines.stage import Stage, body_of, outcome
-from pipelines.workers import release_workers
+from pipelines.execution.ray_train import run_training, torch_device
+from pipelines.execution.run import body_of, outcome
+from pipelines.execution.stage import Stage
+from pipelines.execution.workers import release_workers
+from pipelines.settings.experiment import Config
+from pipelines.settings.runtime import RuntimeConfig
 from sweeps.definition import Sweep
 from sweeps.ledger import write_json
 from sweeps.quality import QualityWatch

@@ -28,18 +28,18 @@ from ayf_core.errors import AyfError
 from ayf_core.evaluation.intervals import Interval
 from ayf_core.generator import Generator, read_sampling, write_sampling
 from ayf_core.samplers import SamplingSettings
-from pipelines import settings
-from pipelines.bench import BETTER, Bench
-from pipelines.config import PARAMS_FILE, Config, load_config
-from pipelines.declarations import fingerprint
-from pipelines.execution import torch_device, worker_threads
-from pipelines.models import keep_beside_model
-from pipelines.runtime import RuntimeConfig, load_runtime
-from pipelines.sampling import local_model
-from pipelines.stage import only_writer
+from pipelines.execution.locks import only_writer
+from pipelines.execution.ray_train import torch_device, worker_threads
+from pipelines.project.declarations import fingerprint
+from pipelines.settings import model as settings
+from pipelines.settings.experiment import PARAMS_FILE, Config, load_config
+from pipelines.settings.runtime import RuntimeConfig, load_runtime
+from pipelines.stages.bench import BETTER, Bench
 from pipelines.stages.evaluate import Memory
-from pipelines.tags import KEY_TAG
-from pipelines.tracking import StageRun, open_run
+from pipelines.stages.sampling import local_model
+from pipelines.tracking.registry import keep_beside_model
+from pipelines.tracking.runs import StageRun, open_run
+from pipelines.tracking.tags import KEY_TAG
 from sweeps.sampling_search import Candidate, SamplingSearch, Verdict, tuned
 
 NAME = "sampling"

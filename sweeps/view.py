@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pipelines.notes import short_keys
-from pipelines.settings import literal
+from pipelines.settings.model import literal
+from pipelines.tracking.notes import short_keys
 from sweeps.definition import Metric, Sweep
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger, Trial
 from sweeps.space import Point

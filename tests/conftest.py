@@ -17,7 +17,7 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "true")
 import pytest
 import torch
 
-from pipelines.cluster.own_ray import prepare_environment
+from pipelines.execution.own_ray import prepare_environment
 
 # Ray reads its settings when it is imported, and some tests import it before a stage or a sweep would set them.
 prepare_environment()

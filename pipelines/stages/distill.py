@@ -26,11 +26,11 @@ from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.trainer import Phase
 from ayf_core.velocity import VelocityField, guided
-from pipelines import config as schema
-from pipelines.runtime import RuntimeConfig
-from pipelines.stage import Stage
-from pipelines.teacher_servers import served
-from pipelines.training import Job, finish, fit, keep_model, latent_job, optimiser
+from pipelines.execution.stage import Stage
+from pipelines.execution.teacher_servers import served
+from pipelines.settings import experiment as schema
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, optimiser
 
 OBJECTIVES = {"emd": EulerianDistillation, "lmd": LagrangianDistillation}
 

@@ -21,9 +21,9 @@ from ayf_core.data.latent_shards import ShardNote, join, shard_is_whole, shard_n
 from ayf_core.data.latents import Batch, LatentDataset
 from ayf_core.errors import Preempted
 from ayf_core.training.context import TrainingContext
-from pipelines.config import Config
-from pipelines.stage import Stage
-from pipelines.training import Job, data_job
+from pipelines.execution.stage import Stage
+from pipelines.settings.experiment import Config
+from pipelines.stages.assembly import Job, data_job
 
 SHARD_SIZE = 8192
 BATCH = 256

@@ -18,11 +18,11 @@ from ayf_core.evaluation.intervals import confidence_interval
 from ayf_core.flow_map import load_network
 from ayf_core.generator import Generator
 from ayf_core.velocity import VelocityField, guided
-from pipelines import config as schema
-from pipelines.bench import Bench
-from pipelines.execution import torch_device, worker_threads
-from pipelines.pictures import POINTS_SHOWN, class_rows, grid
-from pipelines.stage import Stage
+from pipelines.execution.ray_train import torch_device, worker_threads
+from pipelines.execution.stage import Stage
+from pipelines.settings import experiment as schema
+from pipelines.stages.bench import Bench
+from pipelines.stages.pictures import POINTS_SHOWN, class_rows, grid
 
 Measures = dict[str, float]
 

@@ -12,10 +12,10 @@ from ayf_core.objectives import AdversarialFinish, DiscriminatorObjective
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.trainer import Phase
-from pipelines import config as schema
-from pipelines.stage import Stage
+from pipelines.execution.stage import Stage
+from pipelines.settings import experiment as schema
+from pipelines.stages.assembly import finish, fit, keep_model, latent_job, optimiser
 from pipelines.stages.distill import distillation, guidance_range, teacher_velocity, teachers
-from pipelines.training import finish, fit, keep_model, latent_job, optimiser
 
 
 def run(config: schema.Config, stage: Stage) -> None:

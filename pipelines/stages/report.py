@@ -16,9 +16,9 @@ from PIL import Image
 from ayf_core.generator import Generator
 from dashboards.names import TITLES
 from dashboards.page import store_page, write
-from pipelines.config import Config
-from pipelines.pictures import POINTS_SHOWN, class_rows, grid, labelled_columns
-from pipelines.stage import Stage
+from pipelines.execution.stage import Stage
+from pipelines.settings.experiment import Config
+from pipelines.stages.pictures import POINTS_SHOWN, class_rows, grid, labelled_columns
 
 DASHBOARD = "reports/dashboard.html"
 

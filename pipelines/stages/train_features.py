@@ -14,9 +14,9 @@ from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.trainer import Phase
-from pipelines import config as schema
-from pipelines.stage import Stage
-from pipelines.training import Job, data_job, fit, optimiser
+from pipelines.execution.stage import Stage
+from pipelines.settings import experiment as schema
+from pipelines.stages.assembly import Job, data_job, fit, optimiser
 
 NOISE = 0.1
 """Standard deviation of the noise added to training images: features should not hang on single pixels."""

@@ -12,9 +12,9 @@ from ayf_core.times import LogitNormalTime
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.trainer import Phase
-from pipelines import config as schema
-from pipelines.stage import Stage
-from pipelines.training import Job, finish, fit, keep_model, latent_job, network_spec, optimiser
+from pipelines.execution.stage import Stage
+from pipelines.settings import experiment as schema
+from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec, optimiser
 
 
 def run(config: schema.Config, stage: Stage) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.config import Config
-from pipelines.stage import Stage
+from pipelines.execution.stage import Stage
+from pipelines.settings.experiment import Config
 from pipelines.stages.train_teacher import train_velocity
 
 

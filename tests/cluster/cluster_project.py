@@ -27,7 +27,7 @@ class Project:
 
     def run(self, *command: str, seconds: float = 300, **environment: str) -> subprocess.CompletedProcess:
         """Run a command in the project; `ayf` and `dvc` are this environment's."""
-        named = {"ayf": ["-m", "pipelines.cli"], "dvc": ["-m", "dvc"]}
+        named = {"ayf": ["-m", "pipelines.commands.main"], "dvc": ["-m", "dvc"]}
         return subprocess.run(
             [sys.executable, *named[command[0]], *command[1:]],
             cwd=self.root,

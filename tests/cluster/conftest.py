@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import params
+from pipelines.settings import params_file as params
 from tests.cluster.cluster_project import CHECKPOINT_EVERY, CODE, STEPS, Project
 from tests.cluster.slurm_cluster import NODES, SlurmCluster, lacking
 

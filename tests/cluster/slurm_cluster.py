@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.ports import free_ports
+from pipelines.machine import free_ports
 
 PROGRAMS = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "mysql", "sbatch")
 NODES = ("node1", "node2")

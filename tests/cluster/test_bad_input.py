@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster.ray_node import RayNode
+from pipelines.slurm.ray_node import RayNode
 from tests.cluster.cluster_project import Project
 from tests.cluster.slurm_cluster import SlurmCluster
 
@@ -122,7 +122,7 @@ def stage(root: Path, **environment: str) -> subprocess.CompletedProcess:
 @pytest.fixture
 def on_ray(tmp_path: Path, repository: Path) -> Path:
     """A project whose runtime is an existing Ray."""
-    from pipelines import params
+    from pipelines.settings import params_file as params
 
     for name in ("ayf_core", "dashboards", "pipelines", "conf", "dvc.yaml"):
         (tmp_path / name).symlink_to(repository / name)

@@ -15,11 +15,12 @@ import pytest
 from rich.console import Console
 
 from ayf_core.errors import AyfError
-from pipelines.cluster import job, slurm, submission
-from pipelines.cluster.following import LogTail, ProgressMirror
-from pipelines.cluster.rendezvous import ATTEMPT, Attempt, told_to_job
-from pipelines.progress import TrainingProgress
-from pipelines.runtime import RuntimeConfig, load_runtime, with_runtime_values
+from pipelines.execution.attempt import ATTEMPT, Attempt, told_to_job
+from pipelines.execution.progress import TrainingProgress
+from pipelines.settings.runtime import RuntimeConfig, load_runtime, with_runtime_values
+from pipelines.slurm import job, submission
+from pipelines.slurm import scheduler as slurm
+from pipelines.slurm.following import LogTail, ProgressMirror
 
 
 def test_what_a_target_runs_and_how_it_goes_on(repository: Path):
@@ -104,7 +105,7 @@ def test_of_an_elastic_job_those_that_came_are_enough(tmp_path: Path):
 
 
 def test_a_task_0_that_is_gone_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipelines.cluster.rendezvous._BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.execution.attempt._BEAT_SECONDS", 0.05)
     attempt = Attempt(tmp_path)
     pulse = attempt.pulse()
     attempt.beat()
@@ -117,7 +118,7 @@ def test_a_task_0_that_is_gone_is_noticed(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_task_that_was_suspended_does_not_take_task_0_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = 1000.0
-    monkeypatch.setattr("pipelines.cluster.rendezvous.time.monotonic", lambda: now)
+    monkeypatch.setattr("pipelines.execution.attempt.time.monotonic", lambda: now)
     attempt = Attempt(tmp_path)
     (tmp_path / "beat").touch()
     pulse = attempt.pulse()

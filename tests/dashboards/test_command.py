@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import dashboards.app
-from pipelines import ports
-from pipelines.cli import main
+from pipelines import machine as ports
+from pipelines.commands.main import main
 
 
 def ayf(*words: str) -> Result:

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipelines import ports, ui
-from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.runtime import RuntimeConfig
+from pipelines import machine as ports
+from pipelines.commands.main import main
+from pipelines.settings.experiment import load_config
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking import ui
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -49,7 +50,7 @@ def ayf(*words: str) -> Result:
 def test_help_names_every_command_and_loads_nothing_heavy() -> None:
     script = (
         "import sys, json\n"
-        "from pipelines.cli import main\n"
+        "from pipelines.commands.main import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "print(json.dumps(sorted({'torch', 'ray', 'mlflow', 'hydra', 'diffusers'} & set(sys.modules))))\n"
@@ -223,11 +224,11 @@ def test_ui_on_an_address_of_another_machine_is_refused(project: Path, started: 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
-    """What `ayf sample` asks of pipelines.sampling; nothing is sampled."""
+    """What `ayf sample` asks of pipelines.stages.sampling; nothing is sampled."""
     calls: list[dict] = []
-    module = types.ModuleType("pipelines.sampling")
+    module = types.ModuleType("pipelines.stages.sampling")
     module.sample_grid = lambda model, root, **options: calls.append({"model": model, "root": root, **options})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pipelines.sampling", module)
+    monkeypatch.setitem(sys.modules, "pipelines.stages.sampling", module)
     return calls
 
 
@@ -276,5 +277,5 @@ def test_the_sampler_takes_what_the_command_passes(asked: list[dict], monkeypatc
     assert ayf("sample", "models/x").exit_code == 0
     (passed,) = asked
     monkeypatch.undo()
-    sampler = importlib.import_module("pipelines.sampling").sample_grid
+    sampler = importlib.import_module("pipelines.stages.sampling").sample_grid
     inspect.signature(sampler).bind(passed.pop("model"), passed.pop("root"), **passed)

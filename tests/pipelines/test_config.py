@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ayf_core.errors import AyfError
-from pipelines import settings
-from pipelines.config import (
+from pipelines.settings import model as settings
+from pipelines.settings.experiment import (
     TRAINING_GROUPS,
     Config,
     config_subtree,
@@ -16,8 +16,8 @@ from pipelines.config import (
     project_root,
     read_config,
 )
-from pipelines.params import from_preset, presets, render, write
-from pipelines.runtime import RuntimeConfig, load_runtime
+from pipelines.settings.params_file import from_preset, presets, render, write
+from pipelines.settings.runtime import RuntimeConfig, load_runtime
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

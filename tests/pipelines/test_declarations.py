@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.declarations import Declaration, read_declarations
+from pipelines.project.declarations import Declaration, read_declarations
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DECLARED = read_declarations(REPOSITORY)
@@ -45,10 +45,10 @@ def test_a_stage_depends_on_its_own_file_and_on_what_that_imports(name: str) -> 
     declaration = DECLARED[name]
     own = f"pipelines/stages/{declaration.base}.py"
     wanted = {own} | imported_files(REPOSITORY / own)
-    if "pipelines/training.py" in wanted and declaration.base not in NO_TRAINING:
-        wanted |= imported_files(REPOSITORY / "pipelines/training.py")
+    if "pipelines/stages/assembly.py" in wanted and declaration.base not in NO_TRAINING:
+        wanted |= imported_files(REPOSITORY / "pipelines/stages/assembly.py")
     else:
-        wanted.discard("pipelines/training.py")
+        wanted.discard("pipelines/stages/assembly.py")
     ours = {f for f in wanted if not (f.startswith("pipelines/") and Path(f).stem in ORCHESTRATION)}
     missing = {f for f in ours - REFUSALS if not covered(f, declaration)}
     missing -= BY_PRODUCT

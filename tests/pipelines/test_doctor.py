@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pipelines import doctor
-from pipelines.cli import main
-from pipelines.params import from_preset, write
-from pipelines.runtime import RuntimeConfig
+from pipelines.commands import doctor
+from pipelines.commands.main import main
+from pipelines.settings.params_file import from_preset, write
+from pipelines.settings.runtime import RuntimeConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

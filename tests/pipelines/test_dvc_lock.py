@@ -13,13 +13,13 @@ import pytest
 from dvc.lock import make_lock
 from dvc.rwlock import SCHEMA
 
-from pipelines import dvc_lock
+from pipelines.project import dvc_lock
 
 SAY = """
 import os
 from pathlib import Path
 
-from pipelines import dvc_lock
+from pipelines.project import dvc_lock
 
 print(os.getppid(), dvc_lock.writers(Path()))
 Path("out").touch()
@@ -81,7 +81,7 @@ def test_a_lock_that_was_cut_off_no_longer_stops_dvc(tmp_path: Path, repository:
     assert dvc_lock.writers(tmp_path) == set()
     assert "corrupted" in dvc(tmp_path, "repro").stderr  # what DVC itself does about it
     mended = subprocess.run(
-        [sys.executable, "-m", "pipelines.dvc_lock"],
+        [sys.executable, "-m", "pipelines.project.dvc_lock"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(repository)},
         capture_output=True,

@@ -11,11 +11,11 @@ import torch
 from ayf_core.data import IdentityCodec, LatentDataset
 from ayf_core.data.latent_shards import ShardNote, write_latents, write_manifest
 from ayf_core.errors import AyfError, Preempted
-from pipelines import config as schema
-from pipelines.runtime import RuntimeConfig
+from pipelines.settings import experiment as schema
+from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages import encode_latents
+from pipelines.stages.assembly import Job
 from pipelines.stages.encode_latents import encode, shards_of
-from pipelines.training import Job
 
 SHARD = 100
 

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from ayf_core.errors import AyfError
 from ayf_core.training.context import read_metrics
-from pipelines.execution import run_training, worker_threads
-from pipelines.progress import TrainingProgress
+from pipelines.execution.progress import TrainingProgress
+from pipelines.execution.ray_train import run_training, worker_threads
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("toy_project", HERE / "toy_project.py")
@@ -78,7 +78,7 @@ def test_any_other_error_is_one_line_that_names_the_traceback(tmp_path):
 
 
 def test_records_that_could_not_be_logged_are_offered_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.follower._LOG_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("pipelines.execution.follower._LOG_RETRY_SECONDS", 0.0)
     attempts, taken = [], []
 
     def on_log(records):

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from ayf_core.generator import Generator
-from pipelines.runtime import RuntimeConfig
-from pipelines.stage import run_stage
+from pipelines.execution.run import run_stage
+from pipelines.settings.runtime import RuntimeConfig
 
 _spec = importlib.util.spec_from_file_location("chain", Path(__file__).parent / "test_pipeline.py")
 assert _spec is not None

@@ -19,9 +19,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines.ports import free_ports
-from pipelines.store import ensure_store
-from pipelines.tracking import StageRun, open_run
+from pipelines.machine import free_ports
+from pipelines.tracking.runs import StageRun, open_run
+from pipelines.tracking.store import ensure_store
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -78,7 +78,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 def pages(runs: tuple[Path, dict[str, str]]) -> Iterator[dict[str, str]]:
     """The links that `ayf ui` prints, its server up; and under "" the plain address."""
     port = str(free_ports(1)[0])
-    ui = [sys.executable, "-c", "from pipelines.cli import main; main()", "ui", "--port", port]
+    ui = [sys.executable, "-c", "from pipelines.commands.main import main; main()", "ui", "--port", port]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     with subprocess.Popen(
         ui, cwd=runs[0], env=environment | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE, text=True

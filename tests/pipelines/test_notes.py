@@ -7,11 +7,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from pipelines.notes import differences, headline, note, run_name, short_keys, sweep_note
-from pipelines.runtime import RuntimeConfig
-from pipelines.saved_views import ALL_RUNS, EVALUATIONS, LATEST_SWEEP, VIEW_TAG, links
-from pipelines.store import ensure_store
-from pipelines.tracking import open_run
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.notes import differences, headline, note, run_name, short_keys, sweep_note
+from pipelines.tracking.runs import open_run
+from pipelines.tracking.saved_views import ALL_RUNS, EVALUATIONS, LATEST_SWEEP, VIEW_TAG, links
+from pipelines.tracking.store import ensure_store
 
 RUNTIME = RuntimeConfig(mode="inline", system_metrics=False)
 

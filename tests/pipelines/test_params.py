@@ -8,9 +8,9 @@ import yaml
 from ruamel.yaml import YAML
 
 from ayf_core.errors import AyfError
-from pipelines import settings
-from pipelines.config import Config, load_config
-from pipelines.params import changed, differences, from_preset, named_preset, presets, render, write
+from pipelines.settings import model as settings
+from pipelines.settings.experiment import Config, load_config
+from pipelines.settings.params_file import changed, differences, from_preset, named_preset, presets, render, write
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

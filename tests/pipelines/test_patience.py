@@ -10,9 +10,9 @@ from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 
 from ayf_core.errors import AyfError
-from pipelines import patience
-from pipelines.patience import Patience, may_pass, patience_for
-from pipelines.runtime import RuntimeConfig
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking import retry as patience
+from pipelines.tracking.retry import Patience, may_pass, patience_for
 
 
 def answer(status: int) -> requests.HTTPError:

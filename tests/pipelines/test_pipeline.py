@@ -17,13 +17,13 @@ from PIL import Image
 from ayf_core.errors import AyfError
 from ayf_core.files import found_below
 from ayf_core.generator import Generator
-from pipelines import params
-from pipelines.config import load_config
-from pipelines.declarations import fingerprint, read_declarations
-from pipelines.runtime import RuntimeConfig
-from pipelines.sampling import sample_grid
-from pipelines.stage import run_stage
-from pipelines.store import tracking_uri
+from pipelines.execution.run import run_stage
+from pipelines.project.declarations import fingerprint, read_declarations
+from pipelines.settings import params_file as params
+from pipelines.settings.experiment import load_config
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.stages.sampling import sample_grid
+from pipelines.tracking.store import tracking_uri
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHAIN = [

@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ayf_core.errors import AyfError
-from pipelines import ports, server
-from pipelines.cli import main
+from pipelines import machine as ports
+from pipelines.commands.main import main
+from pipelines.tracking import server
 
 ADDRESS = "postgresql://ayf:word@db.example/runs"
 
@@ -19,8 +20,10 @@ ADDRESS = "postgresql://ayf:word@db.example/runs"
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[list[str], dict[str, str]]]:
     """Commands that would have been started, with their environments, in a project of its own."""
     commands: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr("pipelines.ui.become", lambda command, environment: commands.append((command, environment)))
-    monkeypatch.setattr("pipelines.server.migrate", lambda address: None)
+    monkeypatch.setattr(
+        "pipelines.tracking.ui.become", lambda command, environment: commands.append((command, environment))
+    )
+    monkeypatch.setattr("pipelines.tracking.server.migrate", lambda address: None)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     (tmp_path / "dvc.yaml").write_text("stages: {}\n")
     (tmp_path / "conf/runtime").mkdir(parents=True)

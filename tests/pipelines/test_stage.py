@@ -16,9 +16,12 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from ayf_core.errors import AyfError
-from pipelines.declarations import fingerprint, read_declarations
-from pipelines.stage import Stage, _asked_again, main, only_writer, run_stage
-from pipelines.store import ensure_store
+from pipelines.execution.locks import only_writer
+from pipelines.execution.process import main
+from pipelines.execution.run import _asked_again, run_stage
+from pipelines.execution.stage import Stage
+from pipelines.project.declarations import fingerprint, read_declarations
+from pipelines.tracking.store import ensure_store
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("toy_project", HERE / "toy_project.py")
@@ -301,7 +304,8 @@ def test_stage_ends_with_the_process_that_started_it(root, fresh_store):
     # The parent plays dvc: it starts the stage, notes its process and waits.
     stage_code = (
         f"import sys; sys.argv = ['toy', {str(root)!r}, 'walk@up', 'inline']; "
-        f"import pathlib; from pipelines.stage import _end_with_parent; _end_with_parent(pathlib.Path({str(root)!r})); "
+        "import pathlib; from pipelines.execution.process import _end_with_parent; "
+        f"_end_with_parent(pathlib.Path({str(root)!r})); "
         f"import runpy; runpy.run_path({str(HERE / 'toy_project.py')!r}, run_name='__main__')"
     )
     code = (
@@ -327,7 +331,7 @@ def _ended(pid):
 
 def test_command_ends_with_one_line_and_a_code(root, monkeypatch, capsys):
     monkeypatch.chdir(root)
-    monkeypatch.setattr("pipelines.stage._end_with_parent", lambda root: None)
+    monkeypatch.setattr("pipelines.execution.process._end_with_parent", lambda root: None)
     before = signal.getsignal(signal.SIGTERM)
     try:
         (root / "params.yaml").write_text("seed: one\n")

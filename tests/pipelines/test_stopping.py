@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import contextlib, pathlib, signal, sys, time
-from pipelines.stopping import heed_stop_file, on_sigterm, stoppable
+from pipelines.execution.stopping import heed_stop_file, on_sigterm, stoppable
 
 signal.signal(signal.SIGTERM, on_sigterm)
 heed_stop_file()

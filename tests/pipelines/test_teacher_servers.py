@@ -13,8 +13,8 @@ import torch
 from ayf_core.errors import AyfError
 from ayf_core.networks import NetworkSpec, build_network
 from ayf_core.velocity import VelocityField, guided
-from pipelines.execution import run_training
-from pipelines.teacher_servers import served
+from pipelines.execution.ray_train import run_training
+from pipelines.execution.teacher_servers import served
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("toy_project", HERE / "toy_project.py")
@@ -41,7 +41,7 @@ def ask(config: dict, context) -> dict:
     """A training function: one question before the server is killed, one after."""
     import ray
 
-    from pipelines import teacher_servers
+    from pipelines.execution import teacher_servers
 
     teacher_servers.ROOM_SECONDS = config.get("room_seconds", teacher_servers.ROOM_SECONDS)
     with served(field, context, count=1, threads=1) as velocity:

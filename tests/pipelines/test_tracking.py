@@ -13,12 +13,12 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from ayf_core.errors import AyfError
-from pipelines.lineage import find_run_by_output, git_tags
-from pipelines.models import resolve_model
-from pipelines.runtime import RuntimeConfig
-from pipelines.store import ensure_store, tracking_uri
-from pipelines.tags import EXPERIMENT, KEY_TAG, OUTPUT_TAG
-from pipelines.tracking import open_run
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.lineage import find_run_by_output, git_tags
+from pipelines.tracking.registry import resolve_model
+from pipelines.tracking.runs import open_run
+from pipelines.tracking.store import ensure_store, tracking_uri
+from pipelines.tracking.tags import EXPERIMENT, KEY_TAG, OUTPUT_TAG
 
 REPOSITORY = Path(__file__).parents[2]
 RUNTIME = RuntimeConfig(mode="inline", system_metrics=False)
@@ -52,7 +52,7 @@ def records(*steps):
 
 
 def test_two_processes_may_meet_a_fresh_store(tmp_path):
-    code = "import sys, pathlib; from pipelines.store import ensure_store; ensure_store(pathlib.Path(sys.argv[1]))"
+    code = "import sys, pathlib; from pipelines.tracking.store import ensure_store as e; e(pathlib.Path(sys.argv[1]))"
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=env) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
@@ -62,7 +62,7 @@ def test_two_processes_may_meet_a_fresh_store(tmp_path):
 MAKE_AND_DIE = """
 import os, pathlib, signal, sys
 from sqlalchemy import Engine, event
-from pipelines.store import ensure_store
+from pipelines.tracking.store import ensure_store
 
 root, left = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 

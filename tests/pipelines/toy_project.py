@@ -14,9 +14,10 @@ from pathlib import Path
 
 import torch
 
-from pipelines.runtime import RuntimeConfig
-from pipelines.stage import Stage, run_stage
-from pipelines.stopping import on_sigterm
+from pipelines.execution.run import run_stage
+from pipelines.execution.stage import Stage
+from pipelines.execution.stopping import on_sigterm
+from pipelines.settings.runtime import RuntimeConfig
 
 DVC = """
 stages:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import pytest
 
-from pipelines.ports import free_ports
+from pipelines.machine import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECRET = "horse@100%battery"
@@ -97,7 +97,7 @@ class Server:
         self._command = [
             sys.executable,
             "-c",
-            "from pipelines.cli import main; main()",
+            "from pipelines.commands.main import main; main()",
             "serve",
             "--database",
             database,

@@ -19,8 +19,8 @@ WRITERS, POINTS = 16, 50
 WRITER = f"""
 import sys
 from pathlib import Path
-from pipelines.runtime import RuntimeConfig
-from pipelines.tracking import open_run
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.runs import open_run
 
 uri, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)

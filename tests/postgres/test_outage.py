@@ -24,7 +24,8 @@ from mlflow.tracking import MlflowClient
 
 from ayf_core.errors import AyfError
 from ayf_core.training.context import read_metrics
-from pipelines.stage import Stage, run_stage
+from pipelines.execution.run import run_stage
+from pipelines.execution.stage import Stage
 from sweeps.ledger import FINISHED, Ledger, Report
 from tests.postgres.conftest import REPOSITORY, Server
 
@@ -172,7 +173,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_sweeps_story_is_told_when_the_server_is_back(running: Server, tmp_path: Path) -> None:
-    from pipelines.tracking import open_run
+    from pipelines.tracking.runs import open_run
     from sweeps.story import Story
 
     runtime = toy.runtime()

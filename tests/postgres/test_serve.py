@@ -17,10 +17,10 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from ayf_core.errors import AyfError
-from pipelines import server as serving
-from pipelines.models import resolve_model
-from pipelines.runtime import RuntimeConfig
-from pipelines.tracking import StageRun, open_run
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking import server as serving
+from pipelines.tracking.registry import resolve_model
+from pipelines.tracking.runs import StageRun, open_run
 from tests.postgres.conftest import REPOSITORY, SECRET, Postgres, Server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
@@ -76,7 +76,11 @@ def empty(postgres: Postgres) -> Iterator[str]:
 
 
 def test_servers_that_meet_an_empty_database_change_its_schema_one_at_a_time(empty: str, postgres: Postgres) -> None:
-    command = [sys.executable, "-c", "import sys; from pipelines.server import migrate; migrate(sys.stdin.read())"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from pipelines.tracking.server import migrate; migrate(sys.stdin.read())",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 
     def migrated(_: int) -> subprocess.CompletedProcess[str]:

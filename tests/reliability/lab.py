@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psutil
 
-from pipelines import dvc_lock, params
-from pipelines.declarations import fingerprint
+from pipelines.project import dvc_lock
+from pipelines.project.declarations import fingerprint
+from pipelines.settings import params_file as params
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CODE = ("ayf_core", "dashboards", "pipelines", "sweeps", "conf", "dvc.yaml")

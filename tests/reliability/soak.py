@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.declarations import fingerprint, read_declarations
+from pipelines.project.declarations import fingerprint, read_declarations
 from tests.reliability.lab import Lab
 
 LONGER = [f"{part}.training.steps=200" for part in ("codec", "features", "teacher", "weak_teacher")]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.declarations import fingerprint
+from pipelines.project.declarations import fingerprint
 from tests.reliability.lab import CHECKPOINT_EVERY, DISTURBED_AT, STAGE, Lab
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from ayf_core.errors import AyfError
-from pipelines.models import resolve_model
-from pipelines.runtime import RuntimeConfig
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.registry import resolve_model
 
 RUN = "0" * 32
 

@@ -14,13 +14,13 @@ from ayf_core.data.latents import LatentDataset
 from ayf_core.errors import AyfError
 from ayf_core.files import inside
 from dashboards.frames import metrics_by_nfe, runs
-from pipelines.adopt import adopted
-from pipelines.declarations import read_declarations
-from pipelines.lineage import settings_of_run
-from pipelines.models import resolve_model
-from pipelines.runtime import RuntimeConfig
-from pipelines.store import ensure_store
-from pipelines.tracking import StageRun, open_run
+from pipelines.commands.adopt import adopted
+from pipelines.project.declarations import read_declarations
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.lineage import settings_of_run
+from pipelines.tracking.registry import resolve_model
+from pipelines.tracking.runs import StageRun, open_run
+from pipelines.tracking.store import ensure_store
 from tests.security.hostile import DEEP
 
 OUTSIDE = [

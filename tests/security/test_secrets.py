@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from ayf_core.errors import AyfError
-from pipelines import doctor
-from pipelines.runtime import RuntimeConfig, with_runtime_values
-from pipelines.secrecy import apart, without_secrets
-from pipelines.server import database_address, shown
-from pipelines.stage import Stage, run_stage
-from pipelines.store import tracking_uri
-from pipelines.tracking import open_run
+from pipelines.commands import doctor
+from pipelines.execution.run import run_stage
+from pipelines.execution.stage import Stage
+from pipelines.redaction import apart, without_secrets
+from pipelines.settings.runtime import RuntimeConfig, with_runtime_values
+from pipelines.tracking.runs import open_run
+from pipelines.tracking.server import database_address, shown
+from pipelines.tracking.store import tracking_uri
 
 _spec = importlib.util.spec_from_file_location("toy_project", Path(__file__).parents[1] / "pipelines/toy_project.py")
 toy: Any = importlib.util.module_from_spec(_spec)  # type: ignore[arg-type]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from pipelines import params
-from pipelines.runtime import RuntimeConfig
-from pipelines.stage import run_stage
+from pipelines.execution.run import run_stage
+from pipelines.settings import params_file as params
+from pipelines.settings.runtime import RuntimeConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = (

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ayf_core.errors import AyfError
-from pipelines import params
-from pipelines.config import Config, load_config
-from pipelines.params import from_preset
-from pipelines.runtime import RuntimeConfig
+from pipelines.settings import params_file as params
+from pipelines.settings.experiment import Config, load_config
+from pipelines.settings.params_file import from_preset
+from pipelines.settings.runtime import RuntimeConfig
 from sweeps import resources
 from sweeps.definition import Sweep, read_sweep, sweep_names
 from sweeps.runner import run_sweep

@@ -11,8 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from ray import cloudpickle
 
-from pipelines.runtime import RuntimeConfig
-from pipelines.store import ensure_store
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.store import ensure_store
 from sweeps import resources, runner, story
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.declarations import fingerprint
+from pipelines.project.declarations import fingerprint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = """

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from pipelines.config import Config
-from pipelines.params import from_preset
+from pipelines.settings.experiment import Config
+from pipelines.settings.params_file import from_preset
 from sweeps.answer import mean_and_error, pareto_front
 from sweeps.definition import Metric, Sweep, read_sweep
 from sweeps.ledger import FINISHED, STOPPED, Ledger, Report, Trial

@@ -19,11 +19,11 @@ from mlflow.entities import Run
 
 from ayf_core.errors import AyfError
 from ayf_core.files import found_below
-from pipelines.cli import main
-from pipelines.config import load_config
-from pipelines.runtime import RuntimeConfig
-from pipelines.stage import run_stage
-from pipelines.store import ensure_store
+from pipelines.commands.main import main
+from pipelines.execution.run import run_stage
+from pipelines.settings.experiment import load_config
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.store import ensure_store
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger
 from sweeps.runner import run_sweep
 
@@ -97,7 +97,7 @@ def finished(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweep(root: Path, *options: str, name: str = "tiny", **settings: str) -> subprocess.Popen[str]:
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     environment |= {"AYF_RUNTIME": "runtime.yaml", "OMP_NUM_THREADS": "1"} | settings
-    command = [sys.executable, "-m", "pipelines.cli", "sweep", name, *options]
+    command = [sys.executable, "-m", "pipelines.commands.main", "sweep", name, *options]
     pipe, out = subprocess.PIPE, subprocess.STDOUT
     return subprocess.Popen(command, cwd=root, env=environment, stdout=pipe, stderr=out, text=True)
 

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from ayf_core.errors import AyfError
-from pipelines.params import from_preset
-from pipelines.runtime import RuntimeConfig
+from pipelines.settings.params_file import from_preset
+from pipelines.settings.runtime import RuntimeConfig
 from sweeps import trial
 from sweeps.definition import read_sweep
 from sweeps.trial import POINTER, Reporter, TrialJob

@@ -23,13 +23,13 @@ from rich.console import Console
 from ayf_core.errors import AyfError
 from ayf_core.generator import Generator, read_sampling, write_sampling
 from ayf_core.samplers import SamplingSettings
-from pipelines import params
-from pipelines.bench import Bench
-from pipelines.cli import main
-from pipelines.declarations import fingerprint
-from pipelines.models import resolve_model
-from pipelines.store import tracking_uri
-from pipelines.tracking import open_run
+from pipelines.commands.main import main
+from pipelines.project.declarations import fingerprint
+from pipelines.settings import params_file as params
+from pipelines.stages.bench import Bench
+from pipelines.tracking.registry import resolve_model
+from pipelines.tracking.runs import open_run
+from pipelines.tracking.store import tracking_uri
 from sweeps.sampling_search import SamplingSearch, Verdict
 from sweeps.tune_sampling import tune
 

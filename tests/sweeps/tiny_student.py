@@ -21,9 +21,9 @@ from ayf_core.data.codecs import IdentityCodec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.networks import NetworkSpec, build_network
 from ayf_core.training.artefact import save_model
-from pipelines import params
-from pipelines.bench import Bench
-from pipelines.runtime import RuntimeConfig
+from pipelines.settings import params_file as params
+from pipelines.settings.runtime import RuntimeConfig
+from pipelines.stages.bench import Bench
 from sweeps.sampling_search import SamplingSearch
 from sweeps.tune_sampling import tune
 

@@ -1,0 +1,1 @@
+"""The `ayf` command, one file a group of commands."""

@@ -1,0 +1,1 @@
+"""Runs stages: what a stage is given, its process, Ray Train and its workers."""

@@ -1,0 +1,153 @@
+"""What a stage's `run(config, stage)` works with: its inputs, its settings, its scratch folder, its training.
+
+The key of the scratch folder is a hash of the settings that the stage declares and of the contents of what it reads:
+an interrupted stage finds itself again there, a changed setting never continues an old run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ayf_core.errors import AyfError
+from ayf_core.files import write_whole
+from ayf_core.training.context import read_notes
+from pipelines.project import dvc_lock
+from pipelines.project.declarations import Declaration, declared_params, fingerprint, read_params
+
+if TYPE_CHECKING:
+    from pipelines.execution.ray_train import TrainFunction
+    from pipelines.settings.runtime import RuntimeConfig
+    from pipelines.tracking.runs import StageRun
+
+Launch = Callable[..., dict]
+Watch = Callable[..., Any]
+"""Something that follows the training of a generator without changing it; travels to the workers."""
+
+
+class Stage:
+    """What a stage's `run(config, stage)` works with: inputs, scratch, outputs, its MLflow run.
+
+    Args:
+        root: the project.
+        settings: what stands for params.yaml, as nested mappings; None reads it.
+        instead: places of inputs that are not the project's own, by their declared paths (a sweep's trial reads what
+            an earlier stage of its chain made).
+        runs: where scratch folders lie; None is the project's `runs/`.
+
+    Attributes:
+        run: where its story is written.
+        launch: runs a training function, as `pipelines.execution.ray_train.run_training` does.
+        watch: follows the training of a generator, if somebody wants to.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        declaration: Declaration,
+        runtime: RuntimeConfig,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        instead: Mapping[str, Path] | None = None,
+        runs: Path | None = None,
+    ) -> None:
+        self.root = root
+        self.declaration = declaration
+        self.name = declaration.name
+        self.item = declaration.item
+        self.runtime = runtime
+        self.inputs = {dep: root / dep for dep in declaration.deps} | {
+            dep: place for dep, place in (instead or {}).items() if dep in declaration.deps
+        }
+        self.params = declared_params(read_params(root) if settings is None else settings, declaration)
+        self.fingerprints = {dep: fingerprint(path) for dep, path in self.inputs.items()}
+        self.key = self._key()
+        self.scratch = (runs or root / "runs") / self.name / self.key[:16]
+        self.run: StageRun
+        self.launch: Launch | None = None
+        self.watch: Watch | None = None
+
+    def input(self, path: str) -> Path:
+        """A declared dep's place. Raises AyfError for an undeclared one: DVC would not notice its changes."""
+        if path not in self.inputs:
+            raise AyfError(f"{self.name} reads {path}, which dvc.yaml does not list among its deps: add it there")
+        return self.inputs[path]
+
+    def output(self, path: str) -> Path:
+        """Where to write a declared output: a place in scratch, published once the stage has finished."""
+        if path not in self.declaration.outputs:
+            raise AyfError(f"{self.name} writes {path}, which dvc.yaml does not list among its outs: add it there")
+        place = self.made(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return place
+
+    def made(self, path: str) -> Path:
+        """Where a finished output lies in scratch."""
+        return self.scratch / "outputs" / path
+
+    def train(self, train: TrainFunction, config: dict, *, name: str | None = None) -> dict:
+        """Train in `scratch/training[/name]` on the runtime's workers, metrics to MLflow; returns its result.
+
+        A training that already finished is not repeated: its result is read again. Its artefact is in
+        `final/`.
+        """
+        from pipelines.execution.ray_train import run_training
+
+        launch = self.launch or run_training
+        folder = self.training_folder(name)
+        result = folder / "result.json"
+        if result.exists():
+            return json.loads(result.read_text())
+        returned = launch(
+            train,
+            config,
+            folder=folder,
+            name=f"{self.name} {name}" if name else self.name,
+            runtime=self.runtime,
+            on_log=self.run.offer_metrics,
+        )
+        notes = read_notes(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+        if notes:
+            self.run.set_tags({"ayf.note": "; ".join(notes)})
+        write_whole(result, json.dumps(returned))
+        return returned
+
+    def keep(self, path: str) -> Path:
+        """Take what the training wrote to `final/` as the declared output `path`; training keeps its own.
+
+        A stage interrupted after its training thus finds the artefact again. Nobody changes either, so they may share
+        their bytes.
+        """
+        place = self.output(path)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.training_folder() / "final", place, copy_function=_link_or_copy)
+        return place
+
+    def training_folder(self, name: str | None = None) -> Path:
+        """Where `train` keeps a training; the finished artefact is `training_folder() / "final"`."""
+        return self.scratch / "training" / name if name else self.scratch / "training"
+
+    def digest(self, path: str) -> str:
+        """DVC's MD5 of an input from dvc.lock, or the start of its fingerprint where DVC has none."""
+        for stage in dvc_lock.committed(self.root).values():
+            for out in stage.get("outs", []):
+                if out.get("path") == path and "md5" in out:
+                    return out["md5"]
+        return self.fingerprints.get(path, "unknown")[:32]
+
+    def _key(self) -> str:
+        """A hash of everything that decides the result; run ids, times and hosts are no part of it."""
+        content = {"stage": self.name, "params": self.params, "deps": self.fingerprints}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # some file systems have no links
+        shutil.copyfile(source, target)

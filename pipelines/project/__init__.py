@@ -1,0 +1,1 @@
+"""What dvc.yaml declares and dvc.lock remembers."""

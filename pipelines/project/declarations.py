@@ -1,0 +1,192 @@
+"""What dvc.yaml declares of each stage: what it reads, obeys and writes; and the fingerprint of what it reads.
+
+dvc.yaml is the one declaration. DVC decides by it what to run again; this module reads it for everything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ayf_core.errors import AyfError
+from ayf_core.files import inside, read_json
+from pipelines.settings import model as settings
+from pipelines.settings.experiment import Config
+
+NOT_INPUTS = ("__pycache__", "sampling.json")
+"""What lies in inputs and is none: byte code, and the tuned sampling settings that stand beside a model's weights."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A stage as dvc.yaml declares it; of a matrix, one entry. Paths are relative to the project."""
+
+    name: str
+    base: str
+    item: dict[str, Any] = field(default_factory=dict)
+    deps: tuple[str, ...] = ()
+    params: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+def read_declarations(root: Path) -> dict[str, Declaration]:
+    """Every stage of dvc.yaml, matrix entries as `distill@emd`.
+
+    Raises:
+        AyfError: there is no dvc.yaml, it is not YAML, or a stage would write outside the project.
+    """
+    path = root / "dvc.yaml"
+    try:
+        document = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError as error:
+        raise AyfError(f"no dvc.yaml in {root}: run this in the project's folder") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise AyfError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    known = read_params(root)
+    declared = {}
+    for base, body in (document.get("stages") or {}).items():
+        for item in _matrix_items(body.get("matrix")):
+            values = {**known, "item": item}
+            name = f"{base}@{'-'.join(str(value) for value in item.values())}" if item else base
+            inside(root / "runs", name, path)
+            declared[name] = Declaration(
+                name=name,
+                base=base,
+                item=item,
+                deps=_paths(body.get("deps"), values),
+                params=_param_keys(body.get("params"), values),
+                outputs=tuple(p for part in ("outs", "metrics", "plots") for p in _paths(body.get(part), values)),
+            )
+            for out in declared[name].outputs:
+                inside(root, out, path)
+    return declared
+
+
+def _matrix_items(matrix: Mapping[str, list] | None) -> list[dict[str, Any]]:
+    if not matrix:
+        return [{}]
+    return [dict(zip(matrix, values, strict=True)) for values in product(*matrix.values())]
+
+
+def _paths(entries: list | None, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Paths of a `deps` or `outs` list; an entry is a path, or a path with its options."""
+    names = [next(iter(entry)) if isinstance(entry, Mapping) else entry for entry in entries or []]
+    return tuple(_filled(str(name), values) for name in names)
+
+
+def _param_keys(entries: list | None, values: Mapping[str, Any]) -> tuple[str, ...]:
+    keys: list[str] = []
+    for entry in entries or []:
+        if isinstance(entry, Mapping):
+            raise AyfError(f"dvc.yaml: params {entry} name another file; this project has params.yaml only")
+        keys.append(_filled(str(entry), values))
+    return tuple(keys)
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> str:
+    """`text` with each `${a.b}` replaced, as DVC does: by the matrix's item, or by a setting of params.yaml."""
+
+    def value(match: re.Match[str]) -> str:
+        found: Any = values
+        for part in match[1].strip().split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                known = "neither the matrix's ${item.NAME} nor a setting of params.yaml"
+                raise AyfError(f"dvc.yaml: ${{{match[1]}}} is {known}")
+            found = found[part]
+        return str(found)
+
+    return re.sub(r"\$\{([^}]+)\}", value, text)
+
+
+def read_params(root: Path) -> dict[str, Any]:
+    """params.yaml as it stands, unchecked; empty where there is none."""
+    path = root / "params.yaml"
+    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+
+
+def undeclared(root: Path) -> list[str]:
+    """A line for every setting that no stage of dvc.yaml declares, and for every declared one that is none.
+
+    Without this, a change of such a setting would rebuild nothing and silently have no effect.
+    """
+    if not (root / "dvc.yaml").is_file():
+        return []
+    stages = read_declarations(root).values()
+    known = {*settings.settings_of(Config), *settings.groups_of(Config)}
+    problems = {
+        f"dvc.yaml: stage {stage.base}: {settings.unknown_key(key, Config)}": None
+        for stage in stages
+        for key in stage.params
+        if key not in known
+    }
+    declared = {key for stage in stages for key in stage.params}
+    for key in settings.settings_of(Config):
+        if not any(key == name or key.startswith(f"{name}.") for name in declared):
+            problems[f"dvc.yaml: no stage declares {key}: add it to the params of the stage it changes"] = None
+    return list(problems)
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's tree: names and contents, without what is no input (`NOT_INPUTS`).
+
+    A folder whose manifest.json holds the checksums of its shards is known by the manifest alone: latents may
+    be large, and the reader checks them against it.
+    """
+    if path.is_file():
+        with path.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    manifest = path / "manifest.json"
+    if manifest.is_file() and _holds_checksums(manifest):
+        return fingerprint(manifest)
+    tree = hashlib.sha256()
+    for file in sorted(path.rglob("*"), key=lambda p: p.relative_to(path).as_posix()):
+        if file.is_file() and not any(part in NOT_INPUTS for part in file.relative_to(path).parts):
+            tree.update(f"{file.relative_to(path).as_posix()}\0{fingerprint(file)}\n".encode())
+    return tree.hexdigest()
+
+
+def _holds_checksums(manifest: Path) -> bool:
+    try:
+        shards = read_json(manifest).get("shards", [])
+        return bool(shards) and all("sha256" in shard for shard in shards)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def declared_params(document: Mapping[str, Any], declaration: Declaration) -> dict[str, Any]:
+    """The values of params.yaml (as nested mappings) that the stage declares, by dotted key.
+
+    Raises:
+        AyfError: a declared key is not in params.yaml.
+    """
+    values = {}
+    for key in declaration.params:
+        found: Any = document
+        for part in key.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                raise AyfError(f"params.yaml has no {key}, which {declaration.name} declares in dvc.yaml: add it")
+            found = found[part]
+        values[key] = found
+    return values
+
+
+def check_deps(root: Path, declaration: Declaration, declared: Mapping[str, Declaration]) -> None:
+    """Raises AyfError naming the first thing the stage reads that is not there, and what makes it."""
+    for dep in declaration.deps:
+        if (root / dep).exists():
+            continue
+        maker = next((d.name for d in declared.values() if any(_overlap(dep, out) for out in d.outputs)), None)
+        remedy = f"run `dvc repro {maker}`, which makes it" if maker else "no stage makes it: restore it (git)"
+        raise AyfError(f"{declaration.name} reads {dep}, which is missing; {remedy}")
+
+
+def _overlap(one: str, other: str) -> bool:
+    a, b = Path(one), Path(other)
+    return a == b or a in b.parents or b in a.parents

@@ -1,0 +1,1 @@
+"""What a setting is, params.yaml, runtimes: read, checked and written."""

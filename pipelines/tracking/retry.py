@@ -1,0 +1,110 @@
+"""What happens while an MLflow server is away: what is to be told waits, up to a limit, and is then told once.
+
+Training itself does not wait: `pipelines.execution.follower` keeps its points and offers them again.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+from urllib.error import HTTPError, URLError
+
+from mlflow.exceptions import MlflowException
+from requests.exceptions import RequestException
+
+from ayf_core.errors import AyfError
+from ayf_core.files import first_line
+from pipelines.tracking.store import server_address
+
+if TYPE_CHECKING:
+    from pipelines.settings.runtime import RuntimeConfig
+
+T = TypeVar("T")
+
+AWAY = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED"})
+"""Of MLflow's codes those that another attempt may not meet: no connection, a database that restarts, overload."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
+FILE_PATIENCE = 30.0
+"""Seconds that a SQLite file which others write is waited for."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an error of a store is of the kind that time mends, not one that another attempt would repeat."""
+    if isinstance(error, MlflowException):
+        return error.error_code in AWAY
+    if isinstance(error, RequestException):  # of an artefact
+        return error.response is None or error.response.status_code >= 500
+    if isinstance(error, ConnectionError | TimeoutError | URLError):
+        return not isinstance(error, HTTPError)
+    return error.__cause__ is not None and may_pass(error.__cause__)  # another package's words for one of these
+
+
+class Patience:
+    """Waits for one store.
+
+    Whoever asks first waits `seconds` at most; after that nobody waits again until the store has answered, so that a
+    process with many things to tell does not wait for each of them.
+    """
+
+    def __init__(self, store: str, seconds: float, remedy: str = "start it") -> None:
+        self.store = store
+        self._remedy = remedy
+        self.seconds = seconds
+        self._given_up = False
+        self._saying = threading.Lock()
+        self._said = False
+
+    def until_taken(self, tell: Callable[[], T]) -> T:
+        """What `tell` returns, once it does not fail for want of the store. It may be called more than once.
+
+        Raises:
+            AyfError: the store is still away after `seconds`.
+        """
+        began, pause = time.monotonic(), FIRST_PAUSE
+        while True:
+            try:
+                told = tell()
+            except Exception as error:
+                if not may_pass(error):
+                    raise
+                left = 0.0 if self._given_up else began + self.seconds - time.monotonic()
+                if left <= 0:
+                    self._given_up = True
+                    raise AyfError(
+                        f"MLflow ({self.store}) is away, also after {self.seconds:.0f} s of waiting "
+                        f"({first_line(error)[:200]}): {self._remedy}, run the same command again: the rest is told"
+                    ) from error
+                self._say(f"MLflow ({self.store}) is away: waiting for it up to {_duration(self.seconds)}", away=True)
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._given_up = False
+                self._say(f"MLflow ({self.store}) is back", away=False)
+                return told
+
+    def _say(self, text: str, *, away: bool) -> None:
+        with self._saying:
+            if away != self._said:
+                self._said = away
+                print(text, file=sys.stderr, flush=True)
+
+
+def patience_for(runtime: RuntimeConfig) -> Patience:
+    """This process's patience with the runtime's store: with a server as set, with a file that is locked less."""
+    address = server_address(runtime)
+    if address is not None:
+        return _patience_with(address, runtime.tracking_patience)
+    seconds = min(FILE_PATIENCE, runtime.tracking_patience)
+    return _patience_with("the project's file", seconds, "see who holds it and whether its disk is full")
+
+
+_patience_with = lru_cache(Patience)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
