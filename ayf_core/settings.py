@@ -1,7 +1,7 @@
 """What a setting is: a dataclass field with its meaning and its range, declared beside the code that uses it.
 
-A component (a network, an objective, a data set, ...) is a dataclass. Its fields made by `setting`, `group` and `chosen`
-are what a person sets; further fields are what the caller hands over when it is built. From the declarations come the
+A component (a network, an objective, a data set, ...) is a dataclass. Its fields made by `setting`, `group` and
+`chosen` are what a person sets; further fields are what the caller hands over when it is built. From the declarations come the
 keys of an experiment's file, its range checks and its comments, so that nothing is written twice.
 """
 
@@ -243,7 +243,8 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 def values_of(settings: Any) -> dict[str, Any]:
     """What a person has set of a dataclass, as plain values: the opposite of building it from them."""
     plain: dict[str, Any] = {}
-    for name, declared in settings_of(type(settings)).items():
+    schema: type = type(settings)
+    for name, declared in settings_of(schema).items():
         value = getattr(settings, name)
         if isinstance(declared, Group):
             plain[name] = values_of(value)
