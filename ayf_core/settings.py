@@ -1,8 +1,8 @@
 """What a setting is: a dataclass field with its meaning and its range, declared beside the code that uses it.
 
 A component (a network, an objective, a data set, ...) is a dataclass. Its fields made by `setting`, `group` and
-`chosen` are what a person sets; further fields are what the caller hands over when it is built. From the declarations come the
-keys of an experiment's file, its range checks and its comments, so that nothing is written twice.
+`chosen` are what a person sets; further fields are what the caller hands over when it is built. From the declarations
+come the keys of an experiment's file, its range checks and its comments, so that nothing is written twice.
 """
 
 from __future__ import annotations
