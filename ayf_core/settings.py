@@ -11,12 +11,10 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
-
-from ayf_core.errors import AyfError
 
 _KEY = "ayf.setting"
 
@@ -140,6 +138,7 @@ class Group:
     name: str
     schema: type
     help: str
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,12 @@ def setting(
     return dataclasses.field(metadata={_KEY: ("setting", metadata)}, default=default, kw_only=True)
 
 
-def group(help: str) -> Any:
-    """A dataclass field that is itself a dataclass of settings."""
-    return dataclasses.field(metadata={_KEY: ("group", {"help": help})}, kw_only=True)
+def group(help: str, default: Callable[[], Any] | None = None) -> Any:
+    """A dataclass field that is itself a dataclass of settings; with a default it may be left out."""
+    metadata = {_KEY: ("group", {"help": help, "optional": default is not None})}
+    if default is None:
+        return dataclasses.field(metadata=metadata, kw_only=True)
+    return dataclasses.field(metadata=metadata, default_factory=default, kw_only=True)
 
 
 def chosen(room: str, help: str, by: str = "kind") -> Any:
@@ -238,18 +240,3 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
         return kinds[0], len(kinds) < len(typing.get_args(hint))
     return hint, False
-
-
-def values_of(settings: Any) -> dict[str, Any]:
-    """What a person has set of a dataclass, as plain values: the opposite of building it from them."""
-    plain: dict[str, Any] = {}
-    schema: type = type(settings)
-    for name, declared in settings_of(schema).items():
-        value = getattr(settings, name)
-        if isinstance(declared, Group):
-            plain[name] = values_of(value)
-        elif isinstance(declared, Choice):
-            raise AyfError(f"{name} names a component: ask the component itself for its values")
-        else:
-            plain[name] = list(value) if isinstance(value, list | tuple) else value
-    return plain

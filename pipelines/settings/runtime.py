@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ayf_core.errors import AyfError
+from ayf_core.settings import group, setting
 from pipelines.redaction import apart
-from pipelines.settings.documents import read_typed, type_problem
-from pipelines.settings.experiment import conf_folder
-from pipelines.settings.model import nearest, range_problems, setting, settings_of
+from pipelines.settings import tree
+from pipelines.settings.places import conf_folder
+from pipelines.settings.words import nearest
+from pipelines.settings.yaml_file import parsed, read_typed
 
 
 @dataclass
@@ -67,7 +66,7 @@ class RuntimeConfig:
     system_metrics: bool = setting("log CPU, memory and GPU use to MLflow", default=False)
     trial_threads: int = setting("threads of each worker of a sweep's trial", at_least=1, default=1)
     trials_at_once: int | None = setting("null = as many of a sweep's trials as fit", at_least=1, default=None)
-    slurm: SlurmConfig = dataclasses.field(default_factory=SlurmConfig, kw_only=True)
+    slurm: SlurmConfig = group("what is asked of Slurm", default=SlurmConfig)
 
 
 def load_runtime(root: Path | None = None, name: str | None = None) -> RuntimeConfig:
@@ -86,7 +85,7 @@ def load_runtime(root: Path | None = None, name: str | None = None) -> RuntimeCo
         guess = nearest(name, choices)
         hint = f"did you mean {guess}?" if guess else f"choose one of {', '.join(choices)}, or a path to a file"
         raise AyfError(f"no runtime {name} (from AYF_RUNTIME or conf/runtime): {hint}")
-    runtime = read_typed(path, RuntimeConfig, f"choose one of {', '.join(choices)}")
+    runtime, _ = read_typed(path, RuntimeConfig, f"choose one of {', '.join(choices)}")
     if runtime.min_workers is not None and runtime.min_workers > runtime.workers:
         raise AyfError(f"{path}: min_workers {runtime.min_workers} is more than workers {runtime.workers}: lower it")
     return runtime
@@ -98,22 +97,18 @@ def with_runtime_values(runtime: RuntimeConfig, assignments: Mapping[str, str]) 
     Raises:
         AyfError: a value has the wrong type or is out of range, or an address holds a password.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     if apart(assignments.get("tracking_uri", ""))[2] is not None:
         raise AyfError(
             "the password in tracking_uri can be seen by everyone on this machine (ps): leave it out and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write the address into a file of conf/runtime"
         )
 
-    known = settings_of(RuntimeConfig)
-    own = [f"{key}={value}" for key, value in assignments.items() if key in known]
-    try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(runtime), OmegaConf.from_dotlist(own)))
-    except OmegaConfBaseException as error:
-        raise AyfError(type_problem(error, RuntimeConfig)) from error
-    problems = range_problems(dataclasses.asdict(typing.cast(Any, typed)), RuntimeConfig)
+    values = tree.plain(RuntimeConfig, runtime)
+    known = tree.keys_of(RuntimeConfig, values).settings
+    own = {key: parsed(text) for key, text in assignments.items() if key in known}
+    for key, value in own.items():
+        tree.with_value(values, key, value)
+    problems = tree.problems_of(RuntimeConfig, values)
     if problems:
         raise AyfError(problems[0])
-    return typing.cast(RuntimeConfig, typed), {k: v for k, v in assignments.items() if k not in known}
+    return tree.build(RuntimeConfig, values), {k: v for k, v in assignments.items() if k not in known}
