@@ -1,0 +1,28 @@
+"""Where a project is, and where its presets and runtimes lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ayf_core.errors import AyfError
+
+PARAMS_FILE = "params.yaml"
+
+
+def conf_folder(root: Path) -> Path:
+    """Where presets and runtimes live: the project's `conf`, else the one beside this package."""
+    own = root / "conf"
+    return own if (own / "preset").is_dir() else Path(__file__).resolve().parents[2] / "conf"
+
+
+def project_root(start: Path | None = None) -> Path:
+    """The project that `start` (default: the working directory) lies in.
+
+    Raises:
+        AyfError: neither the folder nor any above it holds a project.
+    """
+    start = (start or Path.cwd()).resolve()
+    for folder in (start, *start.parents):
+        if (folder / "dvc.yaml").is_file() or (folder / "conf" / "preset").is_dir():
+            return folder
+    raise AyfError(f"no project in {start} or above it: change into the project's folder")
