@@ -19,7 +19,7 @@ from typing import Any
 _KEY = "ayf.setting"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """One value that a person sets: its type, its range, its meaning.
 
@@ -48,7 +48,7 @@ class Setting:
     below: float | None = None
     repeats: bool = False
     may_be_empty: bool = False
-    default: Any = dataclasses.MISSING
+    default: Any
 
     @property
     def required(self) -> bool:
@@ -225,8 +225,8 @@ def settings_of(schema: type) -> Mapping[str, Setting | Group | Choice]:
             kind, nullable = _without_none(hints[field.name])
             is_list = typing.get_origin(kind) is list
             found[field.name] = Setting(
-                field.name,
-                typing.get_args(kind)[0] if is_list else kind,
+                name=field.name,
+                kind=typing.get_args(kind)[0] if is_list else kind,
                 is_list=is_list,
                 nullable=nullable,
                 default=field.default,
