@@ -7,7 +7,7 @@ hold is the component's own matter, so the keys depend on the values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, TypeVar
 
 from ayf_core.errors import AyfError
@@ -71,7 +71,9 @@ def _walk(schema: type, values: Any, prefix: str, keys: Keys) -> None:
 def _walk_choice(choice: Choice, values: Any, prefix: str, keys: Keys) -> None:
     key = prefix + choice.name
     keys.groups[key] = choice.help
-    keys.settings[f"{key}.{choice.by}"] = Setting(choice.by, str, choice.help, room=choice.room)
+    keys.settings[f"{key}.{choice.by}"] = Setting(
+        name=choice.by, kind=str, help=choice.help, room=choice.room, default=MISSING
+    )
     kind = values.get(choice.by) if isinstance(values, Mapping) else None
     if kind in names(choice.room):
         _walk(find(choice.room, kind).load(), values, f"{key}.", keys)
@@ -132,7 +134,9 @@ def _missing(keys: Keys, values: Mapping[str, Any], given: Mapping[str, Any]) ->
             continue
         parts = key.split(".")
         above = [".".join(parts[:depth]) for depth in range(1, len(parts))]
-        if any(group in said or group in given or group in keys.optional and not _there(values, group) for group in above):
+        if any(
+            group in said or group in given or group in keys.optional and not _there(values, group) for group in above
+        ):
             continue
         absent = next((group for group in above if not _there(values, group)), None)
         if absent is not None:
@@ -167,7 +171,16 @@ def range_problems(keys: Keys, values: Mapping[str, Any]) -> list[str]:
 def problems_of(schema: type, values: Mapping[str, Any]) -> list[str]:
     """All that is wrong with values by themselves; each line begins with the key it is about."""
     keys = keys_of(schema, values)
-    return shape_problems(keys, values) or range_problems(keys, values)
+    return _unknown_components(keys, values) or shape_problems(keys, values) or range_problems(keys, values)
+
+
+def _unknown_components(keys: Keys, values: Mapping[str, Any]) -> list[str]:
+    """Lines for names of components that there are not: which other keys there should be depends on them."""
+    named = {key: value for key, value in flat(values).items() if key in keys.settings and keys.settings[key].room}
+    wrong = {
+        key: value for key, value in named.items() if isinstance(value, str) and value not in keys.settings[key].words()
+    }
+    return [out_of_range(key, keys.settings[key], value) for key, value in wrong.items()]
 
 
 def build(schema: type[T], values: Mapping[str, Any]) -> T:

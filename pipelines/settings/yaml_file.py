@@ -37,7 +37,9 @@ class YamlFile:
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = f", line {mark.line + 1}" if mark else ""
-            raise AyfError(f"{name}{line}: not valid YAML ({error.problem or error.context}): mend that line") from error
+            raise AyfError(
+                f"{name}{line}: not valid YAML ({error.problem or error.context}): mend that line"
+            ) from error
         except (YAMLError, RecursionError) as error:
             raise AyfError(f"{name}: not valid YAML ({' '.join(str(error).split())})") from error
         if content is not None and not isinstance(content, CommentedMap):
@@ -94,7 +96,9 @@ def _yaml() -> YAML:
     yaml = YAML()  # round trip: comments, order and quotes stay
     yaml.width = 10_000
     yaml.preserve_quotes = True
-    yaml.representer.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))
+    yaml.representer.add_representer(
+        type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
     return yaml
 
 

@@ -20,7 +20,7 @@ from pipelines.settings.yaml_file import YamlFile
 
 # ruff: noqa: RUF009
 
-COMPONENTS = '''
+COMPONENTS = """
 from dataclasses import dataclass
 
 from ayf_core.registry import register
@@ -39,7 +39,7 @@ class Wide:
 class Deep:
     depth: int = setting("how deep", at_least=1)
     share: float = setting("a share", above=0.0, at_most=1.0)
-'''
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
