@@ -16,10 +16,11 @@ from typing import Any
 
 from ayf_core.errors import AyfError
 from pipelines.project.declarations import Declaration, read_declarations
+from ayf_core.settings import setting
+from ayf_core.training.settings import TrainingSettings
 from pipelines.settings import experiment as schema
-from pipelines.settings import model as settings
-from pipelines.settings.documents import read_typed
-from pipelines.settings.model import setting
+from pipelines.settings.words import nearest, subtree
+from pipelines.settings.yaml_file import read_typed
 from pipelines.stages.bench import BETTER
 from sweeps.space import Dimension, Point, Range, extremes, grid_points, read_fixed, read_space
 
@@ -92,7 +93,7 @@ class Sweep:
     def present(self) -> Point:
         """The values that params.yaml gives to the searched settings."""
         values = self.config.to_dict()
-        return {key: settings.subtree(values, key) for key in self.space}
+        return {key: subtree(values, key) for key in self.space}
 
     def trial_config(self, point: Point) -> schema.Config:
         """The whole experiment of one trial.
@@ -102,7 +103,7 @@ class Sweep:
         """
         return self.config.with_values({**self.fixed, **point})
 
-    def training(self, point: Point) -> schema.Training:
+    def training(self, point: Point) -> TrainingSettings:
         """How the chain's last stage trains."""
         return _training(self.trial_config(point), self.chain[-1])
 
@@ -133,9 +134,13 @@ def read_sweep(root: Path, path: Path, config: schema.Config) -> Sweep:
     Raises:
         AyfError: whatever is wrong with it, before anything starts.
     """
-    search = read_typed(path, Search, "see sweeps/ for those there are", ("space", "fixed"))
-    groups = _groups(path)
-    space, fixed = read_space(groups["space"], path.name), read_fixed(groups["fixed"], path.name)
+    search, groups = read_typed(path, Search, "see sweeps/ for those there are", ("space", "fixed"))
+    for name, group in groups.items():
+        if not isinstance(group, dict):
+            raise AyfError(f"{path.name}: {name} must hold `setting: ...` lines")
+    keys = config.keys()
+    space = read_space(groups.get("space", {}), keys, path.name)
+    fixed = read_fixed(groups.get("fixed", {}), keys, path.name)
     chain = _chain(root, search.stages, path.name)
     config = config.with_values(fixed)
     metrics = tuple(_metric(name, config, chain[-1], path.name) for name in search.metrics)
@@ -150,23 +155,11 @@ def read_sweep(root: Path, path: Path, config: schema.Config) -> Sweep:
     return sweep
 
 
-def _groups(path: Path) -> dict[str, dict[str, Any]]:
-    from omegaconf import OmegaConf
-
-    loaded = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(loaded, dict)
-    groups = {name: loaded.get(name) or {} for name in ("space", "fixed")}
-    for name, group in groups.items():
-        if not isinstance(group, dict):
-            raise AyfError(f"{path.name}: {name} must hold `setting: ...` lines")
-    return groups
-
-
 def _chain(root: Path, names: list[str], where: str) -> tuple[Declaration, ...]:
     declared = read_declarations(root)
     for name in names:
         if name not in declared:
-            guess = settings.nearest(name, declared)
+            guess = nearest(name, declared)
             raise AyfError(f"{where}: dvc.yaml has no stage {name}" + (f": did you mean {guess}?" if guess else ""))
     chain = tuple(declared[name] for name in names)
     model = next((out for out in chain[-1].outputs if out.startswith(_MODEL)), None)
@@ -188,7 +181,7 @@ def _metric(name: str, config: schema.Config, last: Declaration, where: str) -> 
     counts = config.evaluation.teacher_evaluations if velocity else config.evaluation.steps
     known = [f"{measure}/nfe_{nfe}" for measure in measures for nfe in counts]
     if match is None or name not in known:
-        guess = settings.nearest(name, known)
+        guess = nearest(name, known)
         raise AyfError(
             f"{where}: no stage reports {name}" + (f": did you mean {guess}?" if guess else f": one of {known[0]}, ...")
         )
@@ -286,13 +279,13 @@ def _check_population(sweep: Sweep, where: str) -> None:
             raise AyfError(f"{where}: {key} cannot change while a trial trains: leave it out of a population's space")
 
 
-def _training(config: schema.Config, stage: Declaration) -> schema.Training:
+def _training(config: schema.Config, stage: Declaration) -> TrainingSettings:
     """The training settings of a stage, such as those of `distill.emd`."""
-    values: dict[str, schema.Training] = {
+    values: dict[str, TrainingSettings] = {
         "train_teacher": config.teacher.training,
         "train_weak_teacher": config.weak_teacher.training,
         "finetune_adversarial": config.adversarial.training,
     }
     if stage.base == "distill":
-        return getattr(config.distill, stage.item["objective"]).training
+        return config.distill.students[stage.item["objective"]].training
     return values[stage.base]

@@ -19,8 +19,9 @@ import optuna
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.intervals import Interval, confidence_interval
 from ayf_core.samplers import SamplingSettings
-from pipelines.settings.documents import read_typed
-from pipelines.settings.model import range_problems, setting
+from ayf_core.settings import setting
+from pipelines.settings import tree
+from pipelines.settings.yaml_file import read_typed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -56,7 +57,7 @@ class SamplingSearch:
         Raises:
             AyfError: they are not; `where` is named.
         """
-        problems = range_problems(dataclasses.asdict(self), SamplingSearch)
+        problems = tree.problems_of(SamplingSearch, tree.plain(SamplingSearch, self))
         for name, ends in (("shift", self.shift), ("rho", self.rho)):
             if ends is not None and not (len(ends) == 2 and ends[0] < ends[1]):
                 problems.append(f"{name} = {ends} must be [least, largest], or null for none of these grids")
@@ -71,7 +72,8 @@ def read_search(path: Path) -> SamplingSearch:
     Raises:
         AyfError: it is missing, or a setting is unknown, missing or out of range.
     """
-    return read_typed(path, SamplingSearch, "name a file such as sweeps/sampling.yaml").checked(path.name)
+    search, _ = read_typed(path, SamplingSearch, "name a file such as sweeps/sampling.yaml")
+    return search.checked(path.name)
 
 
 @dataclass(frozen=True)

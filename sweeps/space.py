@@ -9,9 +9,9 @@ from itertools import product
 from typing import Any
 
 from ayf_core.errors import AyfError
-from pipelines.settings import model as settings
-from pipelines.settings.experiment import Config
-from pipelines.settings.model import Setting
+from ayf_core.settings import Setting
+from pipelines.settings.tree import Keys
+from pipelines.settings.words import out_of_range
 
 _RANGE_KEYS = {"low", "high", "log"}
 
@@ -66,11 +66,12 @@ Dimension = Range | Choice
 Point = dict[str, Any]
 
 
-def read_space(entries: Mapping[str, Any], where: str) -> dict[str, Dimension]:
+def read_space(entries: Mapping[str, Any], keys: Keys, where: str) -> dict[str, Dimension]:
     """The checked search space of a sweep file.
 
     Args:
         entries: by dotted keys of params.yaml, `{low, high[, log]}` or a list of values.
+        keys: what there is to set in the present params.yaml.
         where: the file's name, for messages.
 
     Raises:
@@ -78,16 +79,18 @@ def read_space(entries: Mapping[str, Any], where: str) -> dict[str, Dimension]:
     """
     if not entries:
         raise AyfError(f"{where}: space is empty: name at least one setting of params.yaml")
-    return {key: _dimension(_leaf(key, f"{where}: space"), entry, f"{where}: space") for key, entry in entries.items()}
+    where = f"{where}: space"
+    return {key: _dimension(key, _setting(key, keys, where), entry, where) for key, entry in entries.items()}
 
 
-def read_fixed(entries: Mapping[str, Any], where: str) -> Point:
+def read_fixed(entries: Mapping[str, Any], keys: Keys, where: str) -> Point:
     """The checked values that every trial has instead of those of params.yaml.
 
     Raises:
         AyfError: as `read_space`.
     """
-    return {key: _value(_leaf(key, f"{where}: fixed"), value, f"{where}: fixed") for key, value in entries.items()}
+    where = f"{where}: fixed"
+    return {key: _value(key, _setting(key, keys, where), value, where) for key, value in entries.items()}
 
 
 def grid_points(space: Mapping[str, Dimension], where: str) -> list[Point]:
@@ -111,51 +114,40 @@ def extremes(space: Mapping[str, Dimension]) -> Iterator[Point]:
             yield {key: value}
 
 
-def _leaf(key: str, where: str) -> Setting:
-    leaf = settings.settings_of(Config).get(key)
-    if leaf is None:
-        raise AyfError(f"{where}: {settings.unknown_key(key, Config)}")
-    return leaf
+def _setting(key: str, keys: Keys, where: str) -> Setting:
+    if key not in keys.settings:
+        raise AyfError(f"{where}: {keys.unknown(key)}")
+    return keys.settings[key]
 
 
-def _dimension(leaf: Setting, entry: Any, where: str) -> Dimension:
+def _dimension(key: str, setting: Setting, entry: Any, where: str) -> Dimension:
     if isinstance(entry, Mapping):
-        return _range(leaf, entry, where)
+        return _range(key, setting, entry, where)
     if isinstance(entry, Sequence) and not isinstance(entry, str) and entry:
-        return Choice(tuple(_value(leaf, value, where) for value in entry))
-    raise AyfError(f"{where}: {leaf.key}: write a range as {{low: ..., high: ...}} or a list of values, not {entry!r}")
+        return Choice(tuple(_value(key, setting, value, where) for value in entry))
+    raise AyfError(f"{where}: {key}: write a range as {{low: ..., high: ...}} or a list of values, not {entry!r}")
 
 
-def _range(leaf: Setting, entry: Mapping[str, Any], where: str) -> Range:
+def _range(key: str, setting: Setting, entry: Mapping[str, Any], where: str) -> Range:
     unknown = set(entry) - _RANGE_KEYS
     if unknown or not {"low", "high"} <= set(entry):
-        raise AyfError(
-            f"{where}: {leaf.key}: a range has low, high and perhaps log: true; found {', '.join(map(str, entry))}"
-        )
-    if leaf.kind not in (int, float) or leaf.is_list:
-        raise AyfError(f"{where}: {leaf.key} is {leaf.allowed()}: list the values to try, as in [a, b]")
-    low, high, log = _value(leaf, entry["low"], where), _value(leaf, entry["high"], where), entry.get("log", False)
+        found = ", ".join(map(str, entry))
+        raise AyfError(f"{where}: {key}: a range has low, high and perhaps log: true; found {found}")
+    if setting.kind not in (int, float) or setting.is_list:
+        raise AyfError(f"{where}: {key} is {setting.allowed()}: list the values to try, as in [a, b]")
+    low, high = (_value(key, setting, entry[end], where) for end in ("low", "high"))
+    log = entry.get("log", False)
     if not isinstance(log, bool) or not low < high or (log and low <= 0):
-        raise AyfError(
-            f"{where}: {leaf.key}: needs low below high" + (" and, with log: true, low above 0" if log else "")
-        )
-    return Range(low, high, log, whole=leaf.kind is int)
+        raise AyfError(f"{where}: {key}: needs low below high" + (" and, with log: true, low above 0" if log else ""))
+    return Range(low, high, log, whole=setting.kind is int)
 
 
-def _value(leaf: Setting, value: Any, where: str) -> Any:
-    """A value of the setting's type; whole numbers stand for numbers."""
-    if leaf.is_list and isinstance(value, list):
-        items = [_value(_item(leaf), item, where) for item in value]
-        return items if leaf.accepts(items) else _refuse(leaf, value, where)
-    if leaf.kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    right = (value is None and leaf.nullable) or (type(value) is leaf.kind and not leaf.is_list)
-    return value if right and leaf.accepts(value) else _refuse(leaf, value, where)
-
-
-def _item(leaf: Setting) -> Setting:
-    return Setting(**{**leaf.__dict__, "is_list": False})
-
-
-def _refuse(leaf: Setting, value: Any, where: str) -> Any:
-    raise AyfError(f"{where}: {settings.out_of_range(leaf, value)}")
+def _value(key: str, setting: Setting, value: Any, where: str) -> Any:
+    """The value in the setting's type and range."""
+    try:
+        typed = setting.typed(value)
+    except TypeError:
+        raise AyfError(f"{where}: {out_of_range(key, setting, value)}") from None
+    if not setting.accepts(typed):
+        raise AyfError(f"{where}: {out_of_range(key, setting, value)}")
+    return typed
