@@ -15,7 +15,6 @@ from ayf_core.generator import Generator
 from ayf_core.networks import build_network
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
-from ayf_core.training.shards import gathered
 from pipelines.settings import experiment as schema
 from pipelines.stages.assembly import Job
 from pipelines.stages.bench import Bench
@@ -74,9 +73,8 @@ class _Measurements:
     def after_step(self, step: int) -> None:
         if step % self.watch.every and step != self.training.steps:
             return
-        writes = self.context.rank == 0
-        weights = gathered(self.averages.ema.weights(self.training.ema_std), keep=writes)
-        if writes:
+        weights = self.averages.published()
+        if self.context.rank == 0:
             self.context.log(step, self.training.steps, self.measure(weights))
 
     def measure(self, weights: dict[str, Tensor]) -> dict[str, float]:

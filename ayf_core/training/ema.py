@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ayf_core.errors import AyfError
 from ayf_core.files import parse_json
-from ayf_core.training.shards import gathered, local, shard_like
+from ayf_core.training.sharding import gathered, local, shard_like
 
 METADATA = "ayf_ema"  # the entry of a snapshot file that says what it is
 WIDEST_STD = 12**-0.5  # the profile is flat (γ = 0) there

@@ -16,9 +16,9 @@ from ayf_core.training.artefact import save_model
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TrainingData
-from ayf_core.training.optimisers import OptimiserSettings
-from ayf_core.training.shards import gathered
-from ayf_core.training.trainer import Callback, LoopSettings, Phase, Trainer
+from ayf_core.training.phases import Phase
+from ayf_core.training.settings import LoopOptions, TrainingSettings
+from ayf_core.training.trainer import Callback, Trainer
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
 from pipelines.settings.runtime import RuntimeConfig
@@ -79,16 +79,9 @@ def keep_model(config: schema.Config, stage: Stage, output: str) -> None:
     stage.run.register_model(folder, f"{config.data.name}-{folder.name}", "current")
 
 
-def optimiser(training: schema.Training, learning_rate: float | None = None) -> OptimiserSettings:
-    return OptimiserSettings(
-        learning_rate=learning_rate or training.learning_rate,
-        beta1=training.beta1,
-        beta2=training.beta2,
-        weight_decay=training.weight_decay,
-        warmup_steps=training.warmup_steps,
-        schedule=training.schedule,
-        gradient_clip=training.gradient_clip,
-    )
+def training_settings(training: schema.Training) -> TrainingSettings:
+    """The library's own class of these settings."""
+    return TrainingSettings(**dataclasses.asdict(training))
 
 
 def network_spec(network: schema.Network, latents: LatentDataset, **conditions: bool) -> NetworkSpec:
@@ -109,21 +102,19 @@ def fit(
     phases: list[Phase], data: TrainingData, training: schema.Training, job: Job, context: TrainingContext
 ) -> FollowAverages:
     """Train, and return the averages of the first phase's network."""
-    network = phases[0].network
-    averages = FollowAverages(network, training.ema_stds, context, training.steps)
+    network, settings = phases[0].network, training_settings(training)
+    averages = FollowAverages(network, settings, context)
     followers: list[Callback] = [averages]
     if job.watch is not None:
         followers.append(job.watch(network, averages, training, job, context))
-    loop = LoopSettings(
-        steps=training.steps,
-        batch_size=training.batch_size,
-        seed=job.seed,
-        micro_batch=job.runtime.micro_batch,
-        log_every=job.runtime.log_every,
-        checkpoint_every=job.runtime.checkpoint_every,
-        sharding=job.runtime.sharding,
+    runtime = job.runtime
+    options = LoopOptions(
+        micro_batch=runtime.micro_batch,
+        log_every=runtime.log_every,
+        checkpoint_every=runtime.checkpoint_every,
+        sharding=runtime.sharding,
     )
-    Trainer(phases, data, loop, context, followers).fit()
+    Trainer(phases, data, settings, context, followers, seed=job.seed, options=options).fit()
     return averages
 
 
@@ -138,7 +129,7 @@ def finish(
     **details: Any,
 ) -> dict[str, Any]:
     """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs."""
-    weights = gathered(averages.ema.weights(training.ema_std), keep=context.rank == 0)
+    weights = averages.published()
     if context.rank == 0:
         assert job.codec is not None
         save_model(

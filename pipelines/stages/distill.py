@@ -24,13 +24,13 @@ from ayf_core.randomness import StepRandom
 from ayf_core.times import IntervalLaw
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
-from ayf_core.training.trainer import Phase
+from ayf_core.training.phases import Phase
 from ayf_core.velocity import VelocityField, guided
 from pipelines.execution.stage import Stage
 from pipelines.execution.teacher_servers import served
 from pipelines.settings import experiment as schema
 from pipelines.settings.runtime import RuntimeConfig
-from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, optimiser
+from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job
 
 OBJECTIVES = {"emd": EulerianDistillation, "lmd": LagrangianDistillation}
 
@@ -64,7 +64,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     with teacher_velocity(settings, distill.guidance.kind, context) as velocity:
         objective = distillation(distill, settings["name"], velocity)
         error = checked(objective, network, data, job, distill, context)
-        phase = Phase(settings["name"], network, objective, optimiser(training))
+        phase = Phase(name=settings["name"], network=network, objective=objective)
         averages = fit([phase], data, training, job, context)
     result = finish(
         network,
@@ -141,6 +141,6 @@ def checked(
 ) -> float:
     """The derivative engine's error on this network; refuses to train above the tolerance."""
     random = StepRandom(job.seed, 0, 2, device=context.device)
-    batch = data.batch(torch.arange(2) % len(data), random)
-    batch = type(batch)(*(part.to(context.device) for part in batch))
+    read = {name: tensor.to(context.device) for name, tensor in data.read(torch.arange(2) % len(data)).items()}
+    batch = data.batch(read, random)
     return objective.self_check(network.to(context.device), batch, random, distill.tangent.self_check_tolerance)

@@ -11,10 +11,10 @@ from ayf_core.networks.discriminator import build_discriminator
 from ayf_core.objectives import AdversarialFinish, DiscriminatorObjective
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
-from ayf_core.training.trainer import Phase
+from ayf_core.training.phases import Phase
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages.assembly import finish, fit, keep_model, latent_job, optimiser
+from pipelines.stages.assembly import finish, fit, keep_model, latent_job
 from pipelines.stages.distill import distillation, guidance_range, teacher_velocity, teachers
 
 
@@ -58,12 +58,12 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
             guidance_scale=scale,
         )
         phases = [
-            Phase("student", network, sharpened, optimiser(training)),
+            Phase(name="student", network=network, objective=sharpened),
             Phase(
-                "discriminator",
-                discriminator,
-                judge,
-                optimiser(training, adversarial.discriminator_learning_rate),
+                name="discriminator",
+                network=discriminator,
+                objective=judge,
+                learning_rate=adversarial.discriminator_learning_rate,
             ),
         ]
         averages = fit(phases, LatentData(job.latent_dataset()), training, job, context)

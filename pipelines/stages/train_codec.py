@@ -13,10 +13,10 @@ from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
-from ayf_core.training.trainer import Phase
+from ayf_core.training.phases import Phase
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages.assembly import Job, data_job, fit, optimiser
+from pipelines.stages.assembly import Job, data_job, fit
 
 
 def run(config: schema.Config, stage: Stage) -> None:
@@ -59,10 +59,10 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
         kl_weight=codec_settings.kl_weight,
     )
     objective = Reconstruction(codec.latent_shape(dataset.train.x.shape[1:]))
-    phase = Phase("codec", codec, objective, optimiser(codec_settings.training))
+    phase = Phase(name="codec", network=codec, objective=objective)
     data = TensorData(dataset.train.x, dataset.train.labels)
     averages = fit([phase], data, codec_settings.training, job, context)
-    codec.load_state_dict(averages.ema.weights(codec_settings.training.ema_std))
+    codec.load_state_dict(averages.published())
     codec.eval().cpu()
     if context.rank == 0:
         codec.save(context.folder / "final")

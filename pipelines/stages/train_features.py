@@ -13,10 +13,10 @@ from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
-from ayf_core.training.trainer import Phase
+from ayf_core.training.phases import Phase
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages.assembly import Job, data_job, fit, optimiser
+from pipelines.stages.assembly import Job, data_job, fit
 
 NOISE = 0.1
 """Standard deviation of the noise added to training images: features should not hang on single pixels."""
@@ -46,10 +46,10 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     features: schema.Features = settings["features"]
     torch.manual_seed(job.seed)
     classifier = SmallClassifier(dataset.train.x.shape[1], dataset.num_classes, features.width)
-    phase = Phase("features", classifier, classification, optimiser(features.training))
+    phase = Phase(name="features", network=classifier, objective=classification)
     data = TensorData(dataset.train.x, dataset.train.labels)
     averages = fit([phase], data, features.training, job, context)
-    classifier.load_state_dict(averages.ema.weights(features.training.ema_std))
+    classifier.load_state_dict(averages.published())
     classifier.eval().cpu()
     if context.rank == 0:
         classifier.save(context.folder / "final")

@@ -11,10 +11,10 @@ from ayf_core.objectives import FlowMatching
 from ayf_core.times import LogitNormalTime
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
-from ayf_core.training.trainer import Phase
+from ayf_core.training.phases import Phase
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec, optimiser
+from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec
 
 
 def run(config: schema.Config, stage: Stage) -> None:
@@ -39,6 +39,6 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
         null_label=latents.num_classes,
         label_dropout=teacher.label_dropout,
     )
-    phase = Phase(settings["name"], network, objective, optimiser(teacher.training))
+    phase = Phase(name=settings["name"], network=network, objective=objective)
     averages = fit([phase], LatentData(latents), teacher.training, job, context)
     return finish(network, averages, teacher.training, job, context, role="velocity")
