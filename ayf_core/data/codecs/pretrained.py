@@ -27,7 +27,9 @@ class PretrainedAutoencoder(CodecChoice):
         from ayf_core.data.codecs.diffusers_autoencoder import AutoencoderKLCodec
 
         if len(example_shape) != 3:
-            raise AyfError(f"a pretrained codec takes images [C, H, W], the data are {list(example_shape)}: use identity")
+            raise AyfError(
+                f"a pretrained codec takes images [C, H, W], the data are {list(example_shape)}: use identity"
+            )
         codec = AutoencoderKLCodec.from_pretrained(self.source, image_channels=example_shape[0])
         codec.latent_shape(example_shape)
         return codec

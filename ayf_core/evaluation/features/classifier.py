@@ -1,205 +1,55 @@
-"""Features in which samples are compared: pixels, a small classifier's last layer, or Inception-v3's.
-
-An extractor maps images [N, C, H, W] in [-1, 1] (or points [N, 2]) to float64 features [N, F]. Only a Fréchet
-distance of Inception-v3 features may be called FID; `distance_name` says which it is.
-"""
+"""Features of a small classifier that is trained on the data set itself."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn import functional
+from ayf_core.errors import AyfError
+from ayf_core.evaluation.features.base import FeaturesChoice
+from ayf_core.registry import register
+from ayf_core.settings import setting
 
-from ayf_core.errors import AyfError, require
-from ayf_core.files import first_line, read_json
+if TYPE_CHECKING:
+    import torch
 
-FORMAT = 1
-CLASSIFIER_FILE = "classifier.json"
-WEIGHTS_FILE = "classifier.safetensors"
-FEATURES = 64
-"""Numbers in the classifier's last hidden layer."""
+    from ayf_core.evaluation.features.small_classifier import ClassifierFeatures, SmallClassifier
+
+WIDTH_STEP = 4
+"""Groups of the normalisation layers; they divide the width."""
 
 
-class FeatureExtractor(Protocol):
-    """What turns samples into the features that distances are measured in."""
+@register("features", "classifier", title="Small classifier, trained here")
+@dataclass(frozen=True, kw_only=True)
+class TrainedClassifier(FeaturesChoice):
+    """Suits images of about 8 to 64 pixels a side, of two classes or more."""
 
-    name: str
-    distance_name: str
+    width: int = setting("width of the classifier", at_least=1)
 
-    def __call__(self, x: Float[Tensor, " N *D"]) -> Float[Tensor, "N F"]:
-        """Features, float64, on the CPU."""
-        ...
+    needs_training: ClassVar[bool] = True
 
+    def problems(self) -> Iterator[str]:
+        if self.width % WIDTH_STEP:
+            yield f"width = {self.width}: must be a multiple of {WIDTH_STEP}; round it"
 
-class PixelFeatures:
-    """The numbers of an image or point as they are, in one row."""
-
-    name = "pixels"
-    distance_name = "FD"
-
-    def __call__(self, x: Float[Tensor, " N *D"]) -> Float[Tensor, "N F"]:
-        return x.detach().flatten(1).double().cpu()
-
-
-class SmallClassifier(nn.Module):
-    """Three convolutions and a hidden layer of 64 features, for images of about 8 to 64 pixels a side.
-
-    Args:
-        channels: of the images, 1 or 3.
-        num_classes: at least 2, or there is nothing to learn.
-        width: channels of the first convolution; the next have twice and four times as many. A multiple of 4.
-    """
-
-    def __init__(self, channels: int, num_classes: int, width: int) -> None:
-        super().__init__()
+    def check(self, example_shape: Sequence[int], num_classes: int) -> None:
+        if len(example_shape) != 3:
+            raise AyfError("features.kind = classifier is for images: the data are none; set features.kind to pixels")
         if num_classes < 2:
             raise AyfError(
-                f"a classifier needs at least 2 classes, the data have {num_classes}: compare samples by their pixels"
+                "features.kind = classifier needs at least 2 classes, the data have 1: set features.kind to pixels or "
+                "inception"
             )
-        if width < 4 or width % 4:
-            raise AyfError(f"the classifier's width is {width}: choose a multiple of 4, such as 16")
-        self.settings = {"channels": channels, "num_classes": num_classes, "width": width}
-        widths = (width, 2 * width, 4 * width)
-        layers: list[nn.Module] = []
-        before = channels
-        for number, after in enumerate(widths):
-            layers += [
-                nn.Conv2d(before, after, 3, stride=1 if number == 0 else 2, padding=1),
-                nn.GroupNorm(4, after),
-                nn.SiLU(),
-            ]
-            before = after
-        self.convolutions = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
-        self.hidden = nn.Linear(4 * widths[-1], FEATURES)
-        self.head = nn.Linear(FEATURES, num_classes)
 
-    def features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 64"]:
-        """The last hidden layer, after its SiLU."""
-        return functional.silu(self.hidden(self.convolutions(images)))
+    def new(self, example_shape: Sequence[int], num_classes: int) -> SmallClassifier:
+        """The classifier to train; weights are drawn from torch's global generator: seed it first."""
+        from ayf_core.evaluation.features.small_classifier import SmallClassifier
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """Logits of the K classes."""
-        return self.head(self.features(images))
+        return SmallClassifier(example_shape[0], num_classes, self.width)
 
-    def save(self, folder: str | Path) -> None:
-        """Write classifier.safetensors and, last, classifier.json."""
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        beside = place / f"{WEIGHTS_FILE}.part"
-        save_file(weights, beside)
-        digest = hashlib.sha256(beside.read_bytes()).hexdigest()
-        os.replace(beside, place / WEIGHTS_FILE)
-        content = {"format": FORMAT, "kind": "small_classifier", **self.settings, "sha256": digest}
-        beside = place / f"{CLASSIFIER_FILE}.part"
-        beside.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(beside, place / CLASSIFIER_FILE)
+    def extractor(self, folder: Path, device: torch.device | str) -> ClassifierFeatures:
+        from ayf_core.evaluation.features.small_classifier import ClassifierFeatures, SmallClassifier
 
-    @classmethod
-    def load(cls, folder: str | Path) -> SmallClassifier:
-        """Read what `save` wrote, in evaluation mode and frozen.
-
-        Raises:
-            AyfError: naming the file that is missing, foreign, truncated or damaged.
-        """
-        settings, weights = Path(folder) / CLASSIFIER_FILE, Path(folder) / WEIGHTS_FILE
-        try:
-            content = read_json(settings)
-            if (content["format"], content["kind"]) != (FORMAT, "small_classifier"):
-                raise ValueError(f"format {content['format']}, kind {content['kind']}")
-            classifier = cls(content["channels"], content["num_classes"], content["width"])
-            digest = content["sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise AyfError(f"{settings} is missing or foreign ({error}): train the classifier again") from error
-        try:
-            data = weights.read_bytes()
-            if hashlib.sha256(data).hexdigest() != digest:
-                raise ValueError("its checksum differs")
-            classifier.load_state_dict(load_file(weights))
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise AyfError(
-                f"classifier weights {weights} are missing, truncated or foreign ({error}): train it again"
-            ) from error
-        return classifier.eval().requires_grad_(False)
-
-
-class ClassifierFeatures:
-    """The 64 features of a classifier trained on the same data set; runs where the classifier is."""
-
-    name = "classifier"
-    distance_name = "FD"
-
-    def __init__(self, classifier: SmallClassifier, *, batch_size: int = 256) -> None:
-        self.classifier = classifier.eval()
-        self.batch_size = batch_size
-
-    @torch.no_grad()
-    def __call__(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
-        channels = self.classifier.settings["channels"]
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise AyfError(f"the classifier was trained on images [N, {channels}, H, W], got {list(x.shape)}")
-        device = next(self.classifier.parameters()).device
-        batches = x.split(self.batch_size)
-        return torch.cat([self.classifier.features(batch.to(device)).double().cpu() for batch in batches])
-
-
-class InceptionFeatures:
-    """The 2,048 pooled features of the Inception-v3 network that FID is defined by (torch-fidelity's copy).
-
-    Grey images are repeated to three channels; values are rounded to 8 bits; the network resizes to 299
-    pixels itself.
-
-    Args:
-        weights: a local file of the network's weights; None lets torch-fidelity download them once.
-    """
-
-    name = "inception"
-    distance_name = "FID"
-
-    def __init__(
-        self, *, weights: str | Path | None = None, device: str | torch.device = "cpu", batch_size: int = 64
-    ) -> None:
-        module = "torch_fidelity.feature_extractor_inceptionv3"
-        try:
-            extractors = require(module, extra="inception", needed_for="Inception-v3 features (FID)")
-        except (ImportError, RuntimeError) as error:  # what a torchvision built for another torch raises
-            raise AyfError(
-                f"cannot import torch-fidelity ({error}): install a torchvision that matches torch {torch.__version__}"
-            ) from error
-        self.device = torch.device(device)
-        self.batch_size = batch_size
-        path = None if weights is None else str(weights)
-        try:
-            if (
-                path is not None
-            ):  # torch-fidelity opens the file by torch's default; here, whatever that is, no code runs
-                torch.load(path, map_location="cpu", weights_only=True)
-            network: Any = extractors.FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=path
-            )
-        except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
-            raise AyfError(
-                f"cannot load the Inception-v3 weights from {path or 'the network'} ({first_line(error)}): download "
-                "weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases and name the file"
-            ) from error
-        self.network = network.to(self.device).eval()
-
-    @torch.no_grad()
-    def __call__(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
-        if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise AyfError(f"Inception-v3 features are for images [N, 1 or 3, H, W], got {list(x.shape)}")
-        parts = []
-        for part in x.split(self.batch_size):
-            pixels = ((part.to(self.device).float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            parts.append(self.network(pixels.expand(-1, 3, -1, -1))[0].double().cpu())
-        return torch.cat(parts)
+        return ClassifierFeatures(SmallClassifier.load(folder))
