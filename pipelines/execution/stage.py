@@ -86,8 +86,8 @@ class Stage:
             if not any(real == dep or dep in real.parents for dep in deps.values()):
                 data = next((dep for dep in deps if dep.startswith("data/")), "data/images")
                 raise AyfError(
-                    f"{place} is not inside {data}, so DVC would not see that it changes: put the files there, or links "
-                    f"to them (`cp -rs {real} {data}/`), and name that folder"
+                    f"{place} is not inside {data}, so DVC would not see that it changes: put the files there, "
+                    f"or links to them (`cp -rs {real} {data}/`), and name that folder"
                 )
 
     def output(self, path: str) -> Path:

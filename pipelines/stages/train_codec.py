@@ -50,8 +50,8 @@ def check_latents(shape: tuple[int, ...], config: schema.Config) -> None:
     for name, network in (("teacher", config.teacher.network), ("weak_teacher", config.weak_teacher.network)):
         if any(side % network.patch_size for side in shape[1:]):
             raise AyfError(
-                f"{name}.network.patch_size = {network.patch_size}: the codec makes latents of {shape[1]} x {shape[2]}; "
-                "choose a divisor"
+                f"{name}.network.patch_size = {network.patch_size}: the codec makes latents of "
+                f"{shape[1]} x {shape[2]}; choose a divisor"
             )
 
 
