@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ayf_core.data.codecs import Codec, load_codec
+from ayf_core.data.codecs.base import Codec
+from ayf_core.data.codecs.files import load_codec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.errors import AyfError
 from ayf_core.files import read_json

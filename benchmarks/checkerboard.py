@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ayf_core.data.datasets import CHECKERBOARD_HALF_WIDTH, sample_checkerboard
+from ayf_core.data.sets.checkerboard import HALF_WIDTH, sample_checkerboard
 from ayf_core.evaluation.distances import checkerboard_divergence
 from ayf_core.flow_map import FlowMap
 from ayf_core.networks import NetworkSpec, build_network, copy_shared_weights
@@ -89,7 +89,7 @@ def divergence(sampler: Sampler, seed: int) -> float:
     def once() -> float:
         real = sample_checkerboard(SET_SIZE, generator)
         fake = sampler(torch.randn(SET_SIZE, 2, generator=generator))
-        return checkerboard_divergence(real, fake, board_half_width=CHECKERBOARD_HALF_WIDTH, window=WINDOW)
+        return checkerboard_divergence(real, fake, board_half_width=HALF_WIDTH, window=WINDOW)
 
     return statistics.mean(once() for _ in range(SETS))
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ayf_core.errors import AyfError
+from ayf_core.evaluation.catalogue import directions
 from pipelines.project.declarations import Declaration, read_declarations
 from pipelines.settings import experiment as schema
 from pipelines.settings import model as settings
 from pipelines.settings.documents import read_typed
 from pipelines.settings.model import setting
-from pipelines.stages.bench import BETTER
 from sweeps.space import Dimension, Point, Range, extremes, grid_points, read_fixed, read_space
 
 _METRIC = re.compile(r"(?P<measure>\w+)/nfe_(?P<nfe>\d+)")
@@ -183,7 +183,7 @@ def _chain(root: Path, names: list[str], where: str) -> tuple[Declaration, ...]:
 
 def _metric(name: str, config: schema.Config, last: Declaration, where: str) -> Metric:
     match = _METRIC.fullmatch(name)
-    measures = BETTER[config.data.kind]
+    measures = directions(config.data.name)
     velocity = last.base in _VELOCITY_STAGES
     counts = config.evaluation.teacher_evaluations if velocity else config.evaluation.steps
     known = [f"{measure}/nfe_{nfe}" for measure in measures for nfe in counts]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ayf_core.data.codecs import load_codec
+from ayf_core.data.codecs.files import load_codec
 from ayf_core.generator import Generator
 from ayf_core.networks import build_network
 from ayf_core.training.callbacks import FollowAverages

@@ -25,6 +25,7 @@ from rich.table import Table
 
 import ayf_core
 from ayf_core.errors import AyfError
+from ayf_core.evaluation.catalogue import directions
 from ayf_core.evaluation.intervals import Interval
 from ayf_core.generator import Generator, read_sampling, write_sampling
 from ayf_core.samplers import SamplingSettings
@@ -34,7 +35,7 @@ from pipelines.project.declarations import fingerprint
 from pipelines.settings import model as settings
 from pipelines.settings.experiment import PARAMS_FILE, Config, load_config
 from pipelines.settings.runtime import RuntimeConfig, load_runtime
-from pipelines.stages.bench import BETTER, Bench
+from pipelines.stages.bench import Bench
 from pipelines.stages.evaluate import Memory
 from pipelines.stages.sampling import local_model
 from pipelines.tracking.registry import keep_beside_model
@@ -189,12 +190,12 @@ def _task(root: Path, model: str, search: SamplingSearch, runtime: RuntimeConfig
 
 def _metric(search: SamplingSearch, config: Config) -> tuple[str, str]:
     """The measure and which way it is better."""
-    better = BETTER[config.data.kind]
+    better = directions(config.data.name)
     name = search.metric or next(iter(better))
     if name not in better:
         guess = settings.nearest(name, better)
         raise AyfError(
-            f"no measure {name} of {config.data.kind}: "
+            f"no measure {name} of data.name = {config.data.name}: "
             + (f"did you mean {guess}?" if guess else f"choose {', '.join(better)}")
         )
     return name, better[name]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ayf_core.errors import AyfError
+from ayf_core.registry import find
 from pipelines.settings import model as settings
 from pipelines.settings.documents import located, read_document, type_problem
 from pipelines.settings.model import setting
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PARAMS_FILE = "params.yaml"
-
-NORM_GROUPS = 8
-"""Groups of the codec's normalisation layers."""
+SMALLEST_LATENT_SIDE = 4
+"""The discriminator that finishes a student takes no smaller latents."""
 
 
 # --- science settings -------------------------------------------------------------------------------
@@ -239,11 +239,12 @@ def _data_disagreements(config: Config) -> Iterator[str]:
         yield f"codec.kind = {codec.kind}: data.name = {data.name} needs codec.kind = identity"
     if data.kind == "points" and features.kind != "pixels":
         yield f"features.kind = {features.kind}: data.name = {data.name} needs features.kind = pixels"
-    if codec.kind == "autoencoder_kl" and any(width % NORM_GROUPS for width in codec.channels):
-        widths = settings.literal(codec.channels)
-        yield f"codec.channels = {widths}: each must be a multiple of {NORM_GROUPS}; round them"
-    if features.kind == "classifier" and features.width % 4:
-        yield f"features.width = {features.width}: must be a multiple of 4; round it"
+    if codec.kind == "autoencoder_kl":
+        values = {key: getattr(codec, key) for key in ("latent_channels", "channels", "layers_per_block", "kl_weight")}
+        yield from (f"codec.{line}" for line in find("codec", codec.kind).load()(**values).problems())
+    if features.kind == "classifier":
+        classifier = find("features", features.kind).load()(width=features.width)
+        yield from (f"features.{line}" for line in classifier.problems())
     if codec.kind == "identity" and codec.pretrained is not None:
         yield f"codec.pretrained = {codec.pretrained}: codec.kind = identity reads none; set it to null"
 
@@ -262,6 +263,11 @@ def _network_disagreements(config: Config) -> Iterator[str]:
             f"name fewer levels or set data.image_size to a multiple of {2**levels}"
         )
         side = None
+    if side is not None and side // 2**levels < SMALLEST_LATENT_SIDE:
+        yield (
+            f"codec.channels = {settings.literal(codec.channels)}: latents get a side of {side // 2**levels}, at least "
+            f"{SMALLEST_LATENT_SIDE} are needed; name fewer levels or raise data.image_size"
+        )
     for name, network in (("teacher", config.teacher.network), ("weak_teacher", config.weak_teacher.network)):
         if network.kind != wanted:
             yield (

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ayf_core.data.datasets import DataSet, load_dataset
 from ayf_core.data.latents import LatentDataset
+from ayf_core.data.sets.base import DataSet
 from ayf_core.networks import MeanVelocityNetwork, NetworkSpec
+from ayf_core.registry import Chosen
 from ayf_core.training.artefact import save_model
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
@@ -22,6 +23,7 @@ from ayf_core.training.trainer import Callback, Trainer
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
 from pipelines.settings.runtime import RuntimeConfig
+from pipelines.stages import components
 
 
 class Watch(Protocol):
@@ -39,18 +41,24 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a training function is told, beside its own settings; plain data that travels to the workers."""
+    """What a training function is told, beside its own settings; plain data that travels to the workers.
+
+    Attributes:
+        data, features, neighbours: the data set, and what it will be evaluated by.
+    """
 
     seed: int
     runtime: RuntimeConfig
-    data: schema.Data
+    data: Chosen
+    features: Chosen
+    neighbours: int
     latents: Path | None = None
     codec: Path | None = None
     watch: Watch | None = None
 
     def dataset(self) -> DataSet:
-        """The images or points themselves."""
-        return load_dataset(seed=self.seed, **dataclasses.asdict(self.data))
+        """The images or points themselves. Raises AyfError where evaluation could not measure against them."""
+        return components.load(self.data, self.seed, self.features, self.neighbours)
 
     def latent_dataset(self) -> LatentDataset:
         """The latents to train on."""
@@ -59,8 +67,10 @@ class Job:
 
 
 def data_job(config: schema.Config, stage: Stage) -> Job:
-    """The job of a stage that trains on the data themselves."""
-    return Job(seed=config.seed, runtime=stage.runtime, data=config.data)
+    """The job of a stage that trains on the data themselves; whatever these are read from is watched."""
+    job = _job(config, stage)
+    stage.check_watched(job.data.build().reads())
+    return job
 
 
 def latent_job(config: schema.Config, stage: Stage) -> Job:
@@ -70,7 +80,17 @@ def latent_job(config: schema.Config, stage: Stage) -> Job:
         LatentDataset(latents / split).verify()
     stage.run.log_dataset_input("data/latents", stage.digest("data/latents"))
     codec = stage.input("models/codec")
-    return dataclasses.replace(data_job(config, stage), latents=latents, codec=codec, watch=stage.watch)
+    return dataclasses.replace(_job(config, stage), latents=latents, codec=codec, watch=stage.watch)
+
+
+def _job(config: schema.Config, stage: Stage) -> Job:
+    return Job(
+        seed=config.seed,
+        runtime=stage.runtime,
+        data=components.data_set(config.data),
+        features=components.features(config.features),
+        neighbours=config.evaluation.neighbours,
+    )
 
 
 def keep_model(config: schema.Config, stage: Stage, output: str) -> None:

@@ -6,41 +6,18 @@ everywhere.
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ayf_core.data.datasets import CHECKERBOARD_HALF_WIDTH, DataSet, load_dataset
-from ayf_core.evaluation.features import (
-    ClassifierFeatures,
-    FeatureExtractor,
-    InceptionFeatures,
-    PixelFeatures,
-    SmallClassifier,
-)
+from ayf_core.evaluation.catalogue import headline
 from ayf_core.evaluation.quality import ImageReference, PointReference
 from ayf_core.generator import Generator
 from pipelines.settings import experiment as schema
-
-BETTER: Mapping[str, Mapping[str, str]] = {
-    "images": {
-        "fd": "min",
-        "fd_test": "min",
-        "kernel_distance": "min",
-        "precision": "max",
-        "recall": "max",
-        "density": "max",
-        "coverage": "max",
-        "authenticity": "max",
-    },
-    "points": {"jsd": "min", "sliced_wasserstein": "min"},
-}
-"""Which way each measure of quality is better, by the kind of data."""
+from pipelines.stages import components
 
 
 class Bench:
@@ -48,20 +25,27 @@ class Bench:
 
     Args:
         config: the data, their features and the sizes of the evaluation.
-        features: the folder `models/features` (read where the features are a classifier's).
+        features: the folder `models/features`.
         device: where a network of features computes.
 
     Attributes:
-        distance: the headline measure, `fd` of images or `jsd` of points.
+        distance: the headline measure of the data set.
         labels: of the training data, in order: each is drawn once.
     """
 
     def __init__(self, config: schema.Config, features: Path, device: torch.device | str = "cpu") -> None:
-        dataset = load_dataset(seed=config.seed, **dataclasses.asdict(config.data))
+        space = components.features(config.features)
+        neighbours = config.evaluation.neighbours
+        dataset = components.load(components.data_set(config.data), config.seed, space, neighbours)
+        real = dataset.train.x, dataset.test.x
         self.labels = dataset.train.labels
-        self.distance = "fd" if dataset.kind == "images" else "jsd"
+        self.distance = headline(config.data.name)
         self._batch_size = config.evaluation.batch_size
-        self._reference = _reference(dataset, config, features, device)
+        self._reference: ImageReference | PointReference
+        if len(dataset.shape) == 1:
+            self._reference = PointReference(*real, dataset.half_width)
+        else:
+            self._reference = ImageReference.of(*real, space.build().extractor(features, device), neighbours)
 
     def draw(self, model: Generator, evaluations: int, seed: int, **how: Any) -> tuple[Tensor, int, float]:
         """As many samples as there are training data, with their labels: samples, evaluations spent, seconds.
@@ -87,19 +71,3 @@ class Bench:
     def floor(self, seed: int) -> dict[str, float]:
         """What real training data reach against real test data, at the same counts."""
         return self._reference.floor(seed)
-
-
-def _reference(
-    dataset: DataSet, config: schema.Config, features: Path, device: torch.device | str
-) -> ImageReference | PointReference:
-    if dataset.kind == "points":
-        return PointReference(dataset.train.x, dataset.test.x, CHECKERBOARD_HALF_WIDTH)
-    extractor = EXTRACTORS[config.features.kind](features, device)
-    return ImageReference.of(dataset.train.x, dataset.test.x, extractor, config.evaluation.neighbours)
-
-
-EXTRACTORS: dict[str, Callable[[Path, torch.device | str], FeatureExtractor]] = {
-    "classifier": lambda folder, device: ClassifierFeatures(SmallClassifier.load(folder)),
-    "pixels": lambda folder, device: PixelFeatures(),
-    "inception": lambda folder, device: InceptionFeatures(device=str(device)),
-}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ayf_core.evaluation.catalogue import measures
 from ayf_core.evaluation.intervals import confidence_interval
 from ayf_core.flow_map import load_network
 from ayf_core.generator import Generator
@@ -21,6 +22,7 @@ from ayf_core.velocity import VelocityField, guided
 from pipelines.execution.ray_train import torch_device, worker_threads
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
+from pipelines.stages import components
 from pipelines.stages.bench import Bench
 from pipelines.stages.pictures import POINTS_SHOWN, class_rows, grid
 
@@ -32,6 +34,7 @@ def run(config: schema.Config, stage: Stage) -> None:
     name = stage.item["model"]
     device = torch_device(stage.runtime)
     model = Generator.load(stage.input(f"models/{name}"), device)
+    stage.check_watched(components.data_set(config.data).build().reads())
     bench = Bench(config, stage.input("models/features"), device)
     evaluation = Evaluation(config, stage, model, bench)
     rows = [evaluation.row("quality", evaluations=n) for n in evaluation.evaluations]
@@ -50,7 +53,7 @@ def run(config: schema.Config, stage: Stage) -> None:
 def tell(stage: Stage, evaluation: Evaluation, document: dict[str, Any]) -> None:
     """Log headline figures, the whole document and pictures; seconds go to MLflow only, being no result."""
     quality = [row for row in document["rows"] if row["sweep"] == "quality"]
-    for measure in (document["distance"], "recall"):
+    for measure in [name for name, about in measures().items() if about.facts.get("logged")]:
         stage.run.log_values({f"{measure}/nfe_{row['nfe']}": row[measure] for row in quality if measure in row})
     stage.run.log_values({f"seconds_per_image/nfe_{n}": s for n, s in evaluation.seconds_per_sample().items()})
     stage.run.set_tags({"ayf.model": document["model"]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -56,17 +56,6 @@ def labelled_columns(columns: Mapping[str, Image.Image], title_height: int = 26)
         draw.text((left + image.width / 2, title_height / 2), title, fill=INK, font=font, anchor="mm")
         sheet.paste(image, (left, title_height))
         left += image.width + gap
-    return sheet
-
-
-def stacked(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures under one another."""
-    width = max(image.width for image in images)
-    sheet = Image.new("RGB", (width, sum(image.height for image in images)), (PAPER,) * 3)
-    top = 0
-    for image in images:
-        sheet.paste(image, (0, top))
-        top += image.height
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""Train the classifier whose features the Fréchet distance is measured in, where the settings ask for one."""
+"""Make the features that distances are measured in: a classifier is trained where the chosen ones ask for one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ayf_core.evaluation.features import SmallClassifier
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
@@ -25,11 +24,16 @@ NOISE = 0.1
 def run(config: schema.Config, stage: Stage) -> None:
     output = stage.output("models/features")
     output.mkdir(exist_ok=True)
-    if config.features.kind == "classifier":
-        result = stage.train(train, {"job": data_job(config, stage), "features": config.features})
+    job = data_job(config, stage)
+    features = job.features.build()
+    if features.needs_training:
+        result = stage.train(train, {"job": job, "training": config.features.training})
         stage.keep("models/features")
         stage.run.log_values({"test_accuracy": result["test_accuracy"]})
-    (output / "features.json").write_text(json.dumps({"kind": config.features.kind}) + "\n")
+    about = {"kind": job.features.kind, **features.record(output)}
+    (output / "features.json").write_text(json.dumps(about) + "\n")
+    # Weights that are missing or must be downloaded first stop here, not when everything is trained.
+    features.extractor(output, "cpu")
 
 
 def classification(network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
@@ -42,13 +46,13 @@ def classification(network: nn.Module, batch: Batch, random: StepRandom, step: i
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
+    training: schema.Training = settings["training"]
     dataset = job.dataset()
-    features: schema.Features = settings["features"]
+    features = job.features.build()
     torch.manual_seed(job.seed)
-    classifier = SmallClassifier(dataset.train.x.shape[1], dataset.num_classes, features.width)
+    classifier = features.new(dataset.shape, dataset.num_classes)
     phase = Phase(name="features", network=classifier, objective=classification)
-    data = TensorData(dataset.train.x, dataset.train.labels)
-    averages = fit([phase], data, features.training, job, context)
+    averages = fit([phase], TensorData(dataset.train.x, dataset.train.labels), training, job, context)
     classifier.load_state_dict(averages.published())
     classifier.eval().cpu()
     if context.rank == 0:
