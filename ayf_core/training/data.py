@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ayf_core.conditions import Condition
 from ayf_core.data.latents import LatentDataset
 from ayf_core.objectives.base import Batch
 from ayf_core.randomness import StepRandom, derive_seed
@@ -20,17 +21,17 @@ class TrainingData(Protocol):
 
 
 class TensorData:
-    """Samples that fit in memory: x [N, *D] and labels [N]."""
+    """Samples that fit in memory: x [N, *D] and what each is conditioned on."""
 
-    def __init__(self, x: Tensor, labels: Tensor):
+    def __init__(self, x: Tensor, condition: Condition):
         self.x = x
-        self.labels = labels
+        self.condition = condition
 
     def __len__(self) -> int:
         return len(self.x)
 
     def batch(self, indices: Tensor, random: StepRandom) -> Batch:
-        return Batch(self.x[indices], self.labels[indices])
+        return Batch(self.x[indices], self.condition.rows(indices))
 
 
 class LatentData:
@@ -45,7 +46,7 @@ class LatentData:
     def batch(self, indices: Tensor, random: StepRandom) -> Batch:
         mean, std, labels = self.dataset.mean_std_labels(indices)
         noise = random.normal("posterior", mean.shape[1:]).to(mean.device)
-        return Batch(self.dataset.space.normalise(mean + std * noise), labels)
+        return Batch(self.dataset.space.normalise(mean + std * noise), Condition(labels=labels))
 
 
 class ShuffledOrder:

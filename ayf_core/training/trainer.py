@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ayf_core.errors import AyfError, Preempted
-from ayf_core.objectives.base import Batch, Loss, Objective
+from ayf_core.objectives.base import Loss, Objective
 from ayf_core.randomness import StepRandom, derive_seed
 from ayf_core.training.checkpoints import State, load_state
 from ayf_core.training.context import TrainingContext
@@ -206,8 +206,7 @@ class Trainer:
     def _loss(self, phase: Phase, rows: slice, monitor: bool) -> Loss:
         device = self.context.device
         random = StepRandom(self.settings.seed, self.step, self.settings.batch_size, rows, device)
-        samples = self.data.batch(self.order.indices(self.step)[rows], random)
-        batch = Batch(samples.x.to(device), samples.labels.to(device))
+        batch = self.data.batch(self.order.indices(self.step)[rows], random).to(device)
         return phase.objective(phase.wrapped, batch, random, self.step, monitor)
 
     def _mean(self, noted: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

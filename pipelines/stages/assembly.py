@@ -9,9 +9,14 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from ayf_core.conditions import ConditionSpec, class_labels
 from ayf_core.data.datasets import DataSet, load_dataset
 from ayf_core.data.latents import LatentDataset
-from ayf_core.networks import MeanVelocityNetwork, NetworkSpec
+from ayf_core.guidance.scale import GuidanceRange
+from ayf_core.networks.base import MeanVelocityNetwork
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.registry import find
+from ayf_core.settings import settings_of
 from ayf_core.training.artefact import save_model
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
@@ -91,17 +96,19 @@ def optimiser(training: schema.Training, learning_rate: float | None = None) -> 
     )
 
 
-def network_spec(network: schema.Network, latents: LatentDataset, **conditions: bool) -> NetworkSpec:
+def data_conditions(latents: LatentDataset) -> ConditionSpec:
+    """What the samples of these latents are conditioned on."""
+    return class_labels(latents.num_classes)
+
+
+def network_spec(network: schema.Network, latents: LatentDataset) -> NetworkSpec:
+    """A velocity network for these latents; it is told what distinguishes them."""
+    kind = find("network", network.kind).load()
     return NetworkSpec(
         kind=network.kind,
+        settings={name: getattr(network, name) for name in settings_of(kind)},
         shape=tuple(latents.shape),
-        num_classes=latents.num_classes,
-        width=network.width,
-        depth=network.depth,
-        heads=network.heads,
-        patch_size=network.patch_size,
-        activation=network.activation,
-        **conditions,
+        conditions=data_conditions(latents).informative(),
     )
 
 
@@ -135,9 +142,16 @@ def finish(
     context: TrainingContext,
     *,
     role: str,
+    guidance: GuidanceRange | None = None,
     **details: Any,
 ) -> dict[str, Any]:
-    """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs."""
+    """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs.
+
+    Args:
+        role: 'velocity' or 'flow_map', which says how the model is sampled.
+        guidance: the guidance scales that the model learnt.
+        details: more for `model.json`.
+    """
     weights = gathered(averages.ema.weights(training.ema_std), keep=context.rank == 0)
     if context.rank == 0:
         assert job.codec is not None
@@ -150,6 +164,7 @@ def finish(
             space=job.latent_dataset().space,
             snapshots=averages.folder,
             ema_std=training.ema_std,
+            guidance=guidance,
             **details,
         )
     return {"parameters": sum(parameter.numel() for parameter in network.parameters())}

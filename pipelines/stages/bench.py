@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ayf_core.conditions import Condition
 from ayf_core.data.datasets import CHECKERBOARD_HALF_WIDTH, DataSet, load_dataset
 from ayf_core.evaluation.features import (
     ClassifierFeatures,
@@ -24,7 +25,7 @@ from ayf_core.evaluation.features import (
     SmallClassifier,
 )
 from ayf_core.evaluation.quality import ImageReference, PointReference
-from ayf_core.generator import Generator
+from ayf_core.sampling.generator import Generator
 from pipelines.settings import experiment as schema
 
 BETTER: Mapping[str, Mapping[str, str]] = {
@@ -53,29 +54,30 @@ class Bench:
 
     Attributes:
         distance: the headline measure, `fd` of images or `jsd` of points.
-        labels: of the training data, in order: each is drawn once.
+        condition: of the training data, in order: each is drawn once.
     """
 
     def __init__(self, config: schema.Config, features: Path, device: torch.device | str = "cpu") -> None:
         dataset = load_dataset(seed=config.seed, **dataclasses.asdict(config.data))
-        self.labels = dataset.train.labels
+        self.condition = Condition(labels=dataset.train.labels)
+        self._count = len(dataset.train)
         self.distance = "fd" if dataset.kind == "images" else "jsd"
         self._batch_size = config.evaluation.batch_size
         self._reference = _reference(dataset, config, features, device)
 
     def draw(self, model: Generator, evaluations: int, seed: int, **how: Any) -> tuple[Tensor, int, float]:
-        """As many samples as there are training data, with their labels: samples, evaluations spent, seconds.
+        """As many samples as there are training data, with their conditions: samples, evaluations spent, seconds.
 
         Args:
             seed: of the noise; the same seed gives every model of the same shape the same noise.
             how: what `Generator.sample` takes besides, such as `guidance_scale` and `gamma`.
         """
-        noise = model.draw_noise(len(self.labels), seed=1000 + seed)
+        noise = model.draw_noise(self._count, seed=1000 + seed)
         renoise = torch.Generator().manual_seed(2000 + seed)
+        condition = self.condition.only(model.spec.conditions)
         parts, nfe, began = [], 0, time.perf_counter()
         for rows in torch.arange(len(noise)).split(self._batch_size):
-            labels = self.labels[rows].to(noise.device) if model.spec.num_classes > 1 else None
-            drawn = model.sample(noise[rows], evaluations, labels, generator=renoise, **how)
+            drawn = model.sample(noise[rows], evaluations, condition.rows(rows), generator=renoise, **how)
             parts.append(drawn.x.cpu())  # waits for the device, so the seconds are those of the work
             nfe = drawn.nfe
         return torch.cat(parts), nfe, time.perf_counter() - began

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ayf_core.conditions import Condition
 from ayf_core.data.codecs import AutoencoderKLCodec, IdentityCodec
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
@@ -60,7 +61,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     )
     objective = Reconstruction(codec.latent_shape(dataset.train.x.shape[1:]))
     phase = Phase("codec", codec, objective, optimiser(codec_settings.training))
-    data = TensorData(dataset.train.x, dataset.train.labels)
+    data = TensorData(dataset.train.x, Condition(labels=dataset.train.labels))
     averages = fit([phase], data, codec_settings.training, job, context)
     codec.load_state_dict(averages.ema.weights(codec_settings.training.ema_std))
     codec.eval().cpu()
