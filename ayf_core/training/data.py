@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ayf_core.conditions import Condition
 from ayf_core.data.latents import LatentDataset
 from ayf_core.objectives.base import Batch
 from ayf_core.randomness import StepRandom, derive_seed
@@ -27,20 +28,20 @@ class TrainingData(Protocol):
 
 
 class TensorData:
-    """Samples that fit in memory: x [N, *D] and labels [N]."""
+    """Samples that fit in memory: x [N, *D] and what each is conditioned on."""
 
-    def __init__(self, x: Tensor, labels: Tensor):
+    def __init__(self, x: Tensor, condition: Condition):
         self.x = x
-        self.labels = labels
+        self.condition = condition
 
     def __len__(self) -> int:
         return len(self.x)
 
     def read(self, indices: Tensor) -> dict[str, Tensor]:
-        return {"x": self.x[indices], "labels": self.labels[indices]}
+        return {"x": self.x[indices], **self.condition.rows(indices)}
 
     def batch(self, read: Mapping[str, Tensor], random: StepRandom) -> Batch:
-        return Batch(read["x"], read["labels"])
+        return Batch(read["x"], Condition({name: read[name] for name in self.condition}))
 
 
 class LatentData:
@@ -61,7 +62,7 @@ class LatentData:
         mean = read["mean"]
         noise = random.normal("posterior", mean.shape[1:], mean.dtype)
         self._space = self._space.to(mean.device)  # copied there once: a copy in each step would wait for the device
-        return Batch(self._space.normalise(mean + read["std"] * noise), read["labels"])
+        return Batch(self._space.normalise(mean + read["std"] * noise), Condition(labels=read["labels"]))
 
 
 class ShuffledOrder:

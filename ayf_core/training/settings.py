@@ -1,7 +1,5 @@
 """What a person sets of a training, and what only says how the loop is run."""
 
-# ruff: noqa: RUF009  (`setting` is dataclasses.field with a meaning and a range; it builds nothing to share)
-
 from dataclasses import dataclass
 
 from ayf_core.settings import setting

@@ -9,10 +9,14 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from ayf_core.conditions import ConditionSpec, class_labels
 from ayf_core.data.latents import LatentDataset
 from ayf_core.data.sets.base import DataSet
-from ayf_core.networks import MeanVelocityNetwork, NetworkSpec
-from ayf_core.registry import Chosen
+from ayf_core.guidance.scale import GuidanceRange
+from ayf_core.networks.base import MeanVelocityNetwork
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.registry import Chosen, find
+from ayf_core.settings import settings_of
 from ayf_core.training.artefact import save_model
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
@@ -104,17 +108,19 @@ def training_settings(training: schema.Training) -> TrainingSettings:
     return TrainingSettings(**dataclasses.asdict(training))
 
 
-def network_spec(network: schema.Network, latents: LatentDataset, **conditions: bool) -> NetworkSpec:
+def data_conditions(latents: LatentDataset) -> ConditionSpec:
+    """What the samples of these latents are conditioned on."""
+    return class_labels(latents.num_classes)
+
+
+def network_spec(network: schema.Network, latents: LatentDataset) -> NetworkSpec:
+    """A velocity network for these latents; it is told what distinguishes them."""
+    kind = find("network", network.kind).load()
     return NetworkSpec(
         kind=network.kind,
+        settings={name: getattr(network, name) for name in settings_of(kind)},
         shape=tuple(latents.shape),
-        num_classes=latents.num_classes,
-        width=network.width,
-        depth=network.depth,
-        heads=network.heads,
-        patch_size=network.patch_size,
-        activation=network.activation,
-        **conditions,
+        conditions=data_conditions(latents).informative(),
     )
 
 
@@ -146,9 +152,16 @@ def finish(
     context: TrainingContext,
     *,
     role: str,
+    guidance: GuidanceRange | None = None,
     **details: Any,
 ) -> dict[str, Any]:
-    """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs."""
+    """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs.
+
+    Args:
+        role: 'velocity' or 'flow_map', which says how the model is sampled.
+        guidance: the guidance scales that the model learnt.
+        details: more for `model.json`.
+    """
     weights = averages.published()
     if context.rank == 0:
         assert job.codec is not None
@@ -161,6 +174,7 @@ def finish(
             space=job.latent_dataset().space,
             snapshots=averages.folder,
             ema_std=training.ema_std,
+            guidance=guidance,
             **details,
         )
     return {"parameters": sum(parameter.numel() for parameter in network.parameters())}

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ayf_core.conditions import Condition
 from ayf_core.evaluation.catalogue import headline
 from ayf_core.evaluation.quality import ImageReference, PointReference
-from ayf_core.generator import Generator
+from ayf_core.sampling.generator import Generator
 from pipelines.settings import experiment as schema
 from pipelines.stages import components
 
@@ -30,7 +31,7 @@ class Bench:
 
     Attributes:
         distance: the headline measure of the data set.
-        labels: of the training data, in order: each is drawn once.
+        condition: of the training data, in order: each is drawn once.
     """
 
     def __init__(self, config: schema.Config, features: Path, device: torch.device | str = "cpu") -> None:
@@ -38,7 +39,8 @@ class Bench:
         neighbours = config.evaluation.neighbours
         dataset = components.load(components.data_set(config.data), config.seed, space, neighbours)
         real = dataset.train.x, dataset.test.x
-        self.labels = dataset.train.labels
+        self.condition = Condition(labels=dataset.train.labels)
+        self._count = len(dataset.train)
         self.distance = headline(config.data.name)
         self._batch_size = config.evaluation.batch_size
         self._reference: ImageReference | PointReference
@@ -48,18 +50,18 @@ class Bench:
             self._reference = ImageReference.of(*real, space.build().extractor(features, device), neighbours)
 
     def draw(self, model: Generator, evaluations: int, seed: int, **how: Any) -> tuple[Tensor, int, float]:
-        """As many samples as there are training data, with their labels: samples, evaluations spent, seconds.
+        """As many samples as there are training data, with their conditions: samples, evaluations spent, seconds.
 
         Args:
             seed: of the noise; the same seed gives every model of the same shape the same noise.
             how: what `Generator.sample` takes besides, such as `guidance_scale` and `gamma`.
         """
-        noise = model.draw_noise(len(self.labels), seed=1000 + seed)
+        noise = model.draw_noise(self._count, seed=1000 + seed)
         renoise = torch.Generator().manual_seed(2000 + seed)
+        condition = self.condition.only(model.spec.conditions)
         parts, nfe, began = [], 0, time.perf_counter()
         for rows in torch.arange(len(noise)).split(self._batch_size):
-            labels = self.labels[rows].to(noise.device) if model.spec.num_classes > 1 else None
-            drawn = model.sample(noise[rows], evaluations, labels, generator=renoise, **how)
+            drawn = model.sample(noise[rows], evaluations, condition.rows(rows), generator=renoise, **how)
             parts.append(drawn.x.cpu())  # waits for the device, so the seconds are those of the work
             nfe = drawn.nfe
         return torch.cat(parts), nfe, time.perf_counter() - began

@@ -14,13 +14,13 @@ import pandas as pd
 from PIL import Image
 
 from ayf_core.evaluation.catalogue import measures
-from ayf_core.generator import Generator
 from ayf_core.registry import Component
+from ayf_core.sampling.generator import Generator
 from dashboards.names import in_tables, titles
 from dashboards.page import store_page, write
 from pipelines.execution.stage import Stage
 from pipelines.settings.experiment import Config
-from pipelines.stages.pictures import POINTS_SHOWN, class_rows, grid, labelled_columns
+from pipelines.stages.pictures import grid, labelled_columns, preview_inputs
 
 DASHBOARD = "reports/dashboard.html"
 
@@ -80,18 +80,19 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def samples_picture(stage: Stage, config: Config) -> Image.Image:
-    """The same noise through the finished student at 1, 2 and 4 steps, and through the teacher."""
+    """The same noise through the finished student at each number of steps, and once through the teacher."""
+    columns = 6
     student = Generator.load(stage.input("models/adversarial"))
     teacher = Generator.load(stage.input("models/teacher"))
-    columns = 6
-    labels = class_rows(student.spec.num_classes, columns)
-    noise = student.draw_noise(POINTS_SHOWN if student.makes_points else len(labels), config.seed)
-    conditions = labels if student.spec.num_classes > 1 else None
+    noise, condition = preview_inputs(student, columns, config.seed)
     pictures = {
-        f"{steps} step{'s' if steps > 1 else ''}": grid(student.sample(noise, steps, conditions).x, columns)
-        for steps in (1, 2, 4)
+        f"{steps} step{'' if steps == 1 else 's'}": grid(student.sample(noise, steps, condition).x, columns)
+        for steps in student.sampler.evaluations(config.evaluation)
     }
-    pictures["teacher, 63 evaluations"] = grid(teacher.sample(noise, 63, conditions).x, columns)
+    calls = max(teacher.sampler.evaluations(config.evaluation))
+    pictures[f"teacher, {calls} evaluation{'' if calls == 1 else 's'}"] = grid(
+        teacher.sample(noise, calls, condition).x, columns
+    )
     return labelled_columns(pictures)
 
 

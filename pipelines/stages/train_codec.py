@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ayf_core.conditions import Condition
 from ayf_core.data.codecs.base import CodecChoice
 from ayf_core.errors import AyfError
 from ayf_core.objectives.base import Batch, Loss
@@ -75,7 +76,8 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     codec: Any = choice.make(dataset.shape)
     objective = Reconstruction(codec.latent_shape(dataset.shape))
     phase = Phase(name="codec", network=codec, objective=objective)
-    averages = fit([phase], TensorData(dataset.train.x, dataset.train.labels), training, job, context)
+    data = TensorData(dataset.train.x, Condition(labels=dataset.train.labels))
+    averages = fit([phase], data, training, job, context)
     codec.load_state_dict(averages.published())
     codec.eval().cpu()
     if context.rank == 0:

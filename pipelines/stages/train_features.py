@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ayf_core.conditions import Condition
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
@@ -39,8 +40,8 @@ def run(config: schema.Config, stage: Stage) -> None:
 def classification(network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
     """Cross-entropy of noisy images."""
     logits = network(batch.x + NOISE * random.normal("augmentation", batch.x.shape[1:]))
-    loss = nn.functional.cross_entropy(logits, batch.labels)
-    accuracy = (logits.argmax(dim=1) == batch.labels).double().mean()
+    loss = nn.functional.cross_entropy(logits, batch.condition["labels"])
+    accuracy = (logits.argmax(dim=1) == batch.condition["labels"]).double().mean()
     return Loss(loss, {"loss": loss.detach(), "accuracy": accuracy})
 
 
@@ -52,7 +53,8 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     torch.manual_seed(job.seed)
     classifier = features.new(dataset.shape, dataset.num_classes)
     phase = Phase(name="features", network=classifier, objective=classification)
-    averages = fit([phase], TensorData(dataset.train.x, dataset.train.labels), training, job, context)
+    data = TensorData(dataset.train.x, Condition(labels=dataset.train.labels))
+    averages = fit([phase], data, training, job, context)
     classifier.load_state_dict(averages.published())
     classifier.eval().cpu()
     if context.rank == 0:
