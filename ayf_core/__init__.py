@@ -8,15 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ayf_core.conditions import Condition as Condition
+    from ayf_core.conditions import class_labels as class_labels
     from ayf_core.errors import AyfError as AyfError
     from ayf_core.flow_map import FlowMap as FlowMap
-    from ayf_core.generator import Generator as Generator
-    from ayf_core.networks import NetworkSpec as NetworkSpec
-    from ayf_core.networks import build_network as build_network
-    from ayf_core.samplers import SamplingSettings as SamplingSettings
-    from ayf_core.samplers import sample_flow_map as sample_flow_map
-    from ayf_core.samplers import solve_ode as solve_ode
-    from ayf_core.samplers import uniform_grid as uniform_grid
+    from ayf_core.networks.build import build_network as build_network
+    from ayf_core.networks.spec import NetworkSpec as NetworkSpec
+    from ayf_core.sampling.flow_map_chain import sample_flow_map as sample_flow_map
+    from ayf_core.sampling.generator import Generator as Generator
+    from ayf_core.sampling.grids import uniform_grid as uniform_grid
+    from ayf_core.sampling.ode import solve_ode as solve_ode
+    from ayf_core.sampling.settings import SamplingSettings as SamplingSettings
     from ayf_core.velocity import Autoguidance as Autoguidance
     from ayf_core.velocity import ClassifierFreeGuidance as ClassifierFreeGuidance
     from ayf_core.velocity import NetworkVelocity as NetworkVelocity
@@ -24,14 +26,16 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AyfError": "errors",
+    "Condition": "conditions",
     "FlowMap": "flow_map",
-    "Generator": "generator",
-    "NetworkSpec": "networks",
-    "build_network": "networks",
-    "SamplingSettings": "samplers",
-    "sample_flow_map": "samplers",
-    "solve_ode": "samplers",
-    "uniform_grid": "samplers",
+    "Generator": "sampling.generator",
+    "NetworkSpec": "networks.spec",
+    "build_network": "networks.build",
+    "class_labels": "conditions",
+    "SamplingSettings": "sampling.settings",
+    "sample_flow_map": "sampling.flow_map_chain",
+    "solve_ode": "sampling.ode",
+    "uniform_grid": "sampling.grids",
     "Autoguidance": "velocity",
     "ClassifierFreeGuidance": "velocity",
     "NetworkVelocity": "velocity",

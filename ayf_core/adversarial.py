@@ -1,26 +1,25 @@
 """The adversarial finish: relativistic pairing losses, gradient penalties, and the weight between two losses.
 
-Relativistic pairing compares sample i of the real batch with sample i of the fake batch, so the two batches
-must be
-aligned: same length, same class at each index. From R3GAN (arXiv 2501.05441), section 2.
+Relativistic pairing compares sample i of the real batch with sample i of the fake batch, so the two batches must be
+aligned: same length, same condition at each index. From R3GAN (arXiv 2501.05441), section 2.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ayf_core.conditions import Condition
 from ayf_core.errors import AyfError
 
 Logits = Float[Tensor, " batch"]
 
 
 def relativistic_generator_loss(real_logits: Logits, fake_logits: Logits) -> Float[Tensor, ""]:
-    """Mean of softplus(D(real) - D(fake)) (R3GAN eq. 2 with f(t) = -softplus(-t)): fakes should look more
-    real."""
+    """Mean of softplus(D(real) - D(fake)) (R3GAN eq. 2 with f(t) = -softplus(-t)): fakes should look real."""
     _check_pairs(real_logits, fake_logits)
     return softplus(real_logits - fake_logits).mean()
 
@@ -56,10 +55,10 @@ class DiscriminatorLoss(NamedTuple):
 
 
 def discriminator_loss(
-    discriminator: Callable[[Tensor, Tensor | None], Tensor],
+    discriminator: Callable[[Tensor, Condition | None], Tensor],
     real: Float[Tensor, "batch *dims"],
     fake: Float[Tensor, "batch *dims"],
-    labels: Int[Tensor, " batch"] | None,
+    condition: Condition | None,
     *,
     gamma_real: float,
     gamma_fake: float,
@@ -70,8 +69,8 @@ def discriminator_loss(
     bfloat16 does not carry. Samples are detached, so nothing flows back into the generator.
 
     Args:
-        discriminator: called as discriminator(x, labels); returns logits [B].
-        real, fake: aligned batches [B, *D] of equal class at each index.
+        discriminator: called as discriminator(x, condition); returns logits [B].
+        real, fake: aligned batches [B, *D] of equal condition at each index.
         gamma_real, gamma_fake: strengths of R1 and R2, >= 0 (R3GAN uses one value for both).
 
     Raises:
@@ -79,7 +78,7 @@ def discriminator_loss(
     """
     with torch.enable_grad(), torch.autocast(real.device.type, enabled=False):
         real, fake = _leaf(real), _leaf(fake)
-        real_logits, fake_logits = discriminator(real, labels), discriminator(fake, labels)
+        real_logits, fake_logits = discriminator(real, condition), discriminator(fake, condition)
         pairing = relativistic_discriminator_loss(real_logits, fake_logits)
         r1 = gradient_penalty(real_logits, real, gamma_real)
         r2 = gradient_penalty(fake_logits, fake, gamma_fake)
@@ -93,8 +92,7 @@ def gradient_ratio_weight(
     maximum: float,
     average: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, ""]:
-    """Weight of loss_b that makes it push the last layer as hard as loss_a: ‖∇a‖ / (‖∇b‖ + ε), at most
-    maximum.
+    """Weight of loss_b that makes it push the last layer as hard as loss_a: ‖∇a‖ / (‖∇b‖ + ε), at most `maximum`.
 
     VQGAN (arXiv 2012.09841, eq. 7), taken over by CTM (arXiv 2310.02279, section 3.3). Detached; keeps both
     graphs for the backward pass that follows.

@@ -2,8 +2,8 @@
 
 Data are a Gaussian or a mixture of Gaussians, the path is the linear one (x_t = (1 - t) x_0 + t x_1). Both
 classes are velocity fields (call them as such) and hand out a flow map with the call signature of `FlowMap`;
-labels and guidance scales are accepted and ignored. All sums are in float64; velocities and points return in
-the dtype and on the device of x.
+conditions and guidance scales are accepted and ignored. All sums are in float64; velocities and points return in the
+dtype and on the device of x.
 """
 
 import math
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ayf_core.conditions import Condition
 from ayf_core.errors import AyfError, require
 from ayf_core.interpolants import expand
 
@@ -43,7 +44,7 @@ class Gaussian:
         self,
         x: Float[Tensor, "batch dim"],
         t: Float[Tensor, " batch"],
-        labels: Tensor | None = None,
+        condition: Condition | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """v(x, t) = E[x_1 - x_0 | x_t = x] = -μ + ½ (d Σ_t / dt) Σ_t^{-1} (x - (1 - t) μ)."""
@@ -56,7 +57,7 @@ class Gaussian:
         x: Float[Tensor, "batch dim"],
         t: Float[Tensor, " batch"],
         s: Float[Tensor, " batch"],
-        labels: Tensor | None = None,
+        condition: Condition | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """f(x, t, s) = (1 - s) μ + Σ_s^{1/2} Σ_t^{-1/2} (x - (1 - t) μ)."""
@@ -69,7 +70,7 @@ class Gaussian:
         x: Float[Tensor, "batch dim"],
         t: Float[Tensor, " batch"],
         s: Float[Tensor, " batch"],
-        labels: Tensor | None = None,
+        condition: Condition | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """F(x, t, s) = (f(x, t, s) - x) / (s - t), the velocity itself at s = t.
@@ -136,7 +137,7 @@ class GaussianMixture:
         self,
         x: Float[Tensor, "batch dim"],
         t: Float[Tensor, " batch"],
-        labels: Tensor | None = None,
+        condition: Condition | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """v(x, t) = Σ_k p(k | x_t = x) v_k(x, t)."""
@@ -153,7 +154,7 @@ class GaussianMixture:
         x: Float[Tensor, "batch dim"],
         t: Float[Tensor, " batch"],
         s: Float[Tensor, " batch"],
-        labels: Tensor | None = None,
+        condition: Condition | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """The point at s on the trajectory through (x, t): DOP853 at tolerances 1e-10, one solve for all.

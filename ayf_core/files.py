@@ -24,10 +24,13 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_bytes())
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write beside and rename: a reader, or a kill, finds the old text or the new one, never half of it."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write beside and rename: a reader, or a kill, finds the old content or the new one, never half of it."""
     beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
+    if isinstance(content, bytes):
+        beside.write_bytes(content)
+    else:
+        beside.write_text(content)
     os.replace(beside, path)
 
 

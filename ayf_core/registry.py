@@ -35,6 +35,7 @@ ROOMS: Mapping[str, str] = {
     "guidance": "kind of guidance",
     "grid": "time grid",
     "tangent": "derivative engine",
+    "condition": "kind of condition",
 }
 """The rooms, and what one thing in each is called."""
 

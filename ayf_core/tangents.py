@@ -15,14 +15,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+from ayf_core.conditions import Condition
 from ayf_core.errors import AyfError
 from ayf_core.networks.attention import forward_mode_attention
+from ayf_core.registry import find, register
 
 FINITE_DIFFERENCE_STEP = 5e-3
 FUSED_SHARDS_SINCE = "2.13"  # compared as versions are, not as words
@@ -35,12 +37,12 @@ class Point(NamedTuple):
     x: Float[Tensor, "batch *dims"]
     t: Float[Tensor, " batch"]
     s: Float[Tensor, " batch"]
-    labels: Int[Tensor, " batch"] | None = None
+    condition: Condition | None = None
     guidance_scale: Float[Tensor, " batch"] | None = None
 
 
 class Direction(NamedTuple):
-    """The direction (dx, dt, ds) in which F is differentiated; labels and λ stay fixed."""
+    """The direction (dx, dt, ds) in which F is differentiated; the condition and λ stay fixed."""
 
     x: Float[Tensor, "batch *dims"]
     t: Float[Tensor, " batch"]
@@ -66,13 +68,14 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 def _jvp(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:
     def mean_velocity(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return network(x, t, s, point.labels, point.guidance_scale)
+        return network(x, t, s, point.condition, point.guidance_scale)
 
     with forward_mode_attention():
         result = torch.func.jvp(mean_velocity, (point.x, point.t, point.s), tuple(direction))
     return result[0], result[1]
 
 
+@register("tangent", "split", title="Forward mode, two passes")
 def split(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:
     value = network(*point)
     return value, _derivative(unwrap(network), point, direction)
@@ -113,10 +116,11 @@ def _derivative(network: nn.Module, point: Point, direction: Direction) -> Tenso
     """The directional derivative alone, in forward mode without a graph."""
     with forward_ad.dual_level(), forward_mode_attention(), _WeightsStandStill():
         x, t, s = (forward_ad.make_dual(p, d) for p, d in zip(point[:3], direction, strict=True))
-        value, derivative = forward_ad.unpack_dual(network(x, t, s, point.labels, point.guidance_scale))
+        value, derivative = forward_ad.unpack_dual(network(x, t, s, point.condition, point.guidance_scale))
     return torch.zeros_like(value) if derivative is None else derivative
 
 
+@register("tangent", "fused", title="Forward mode, one pass")
 def fused(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:
     if isinstance(network, DistributedDataParallel):
         raise AyfError(
@@ -132,6 +136,7 @@ def fused(network: nn.Module, point: Point, direction: Direction) -> tuple[Tenso
     return value, derivative.detach()
 
 
+@register("tangent", "finite_difference", title="Central differences")
 def finite_difference(network: nn.Module, point: Point, direction: Direction) -> tuple[Tensor, Tensor]:
     value = network(*point)
     with torch.no_grad():
@@ -147,7 +152,7 @@ def central_difference(network: nn.Module, point: Point, direction: Direction, s
             point.x + h * direction.x,
             point.t + h * direction.t,
             point.s + h * direction.s,
-            point.labels,
+            point.condition,
             point.guidance_scale,
         )
 
@@ -158,29 +163,21 @@ def central_difference(network: nn.Module, point: Point, direction: Direction, s
     return (ahead - behind) / (2 * step)
 
 
-BACKENDS: dict[str, Callable[[nn.Module, Point, Direction], tuple[Tensor, Tensor]]] = {
-    "split": split,
-    "fused": fused,
-    "finite_difference": finite_difference,
-}
-
-
 def value_and_derivative(
-    network: nn.Module, point: Point, direction: Direction, backend: str = "split"
+    network: nn.Module, point: Point, direction: Direction, backend: str
 ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
     """F with gradients for the parameters, and its directional derivative without.
+
+    Args:
+        backend: a name of the room `tangent`.
 
     Raises:
         AyfError: for an unknown back end, or `fused` under DistributedDataParallel.
     """
-    if backend not in BACKENDS:
-        raise AyfError(f"unknown tangent back end '{backend}': choose one of {', '.join(BACKENDS)}")
-    return BACKENDS[backend](network, point, direction)
+    return find("tangent", backend).load()(network, point, direction)
 
 
-def self_check(
-    network: nn.Module, point: Point, direction: Direction, backend: str = "split", tolerance: float = 1e-2
-) -> float:
+def self_check(network: nn.Module, point: Point, direction: Direction, backend: str, tolerance: float) -> float:
     """Compare a back end on the real network with float64 central differences, on a few samples.
 
     Args:
@@ -200,10 +197,10 @@ def self_check(
         for parameter in probe.parameters():
             if not parameter.any():  # a zero-initialised layer would hide the derivative behind it
                 parameter.normal_(std=0.02)
-        value, derivative = BACKENDS[backend](probe, point, direction)
+        value, derivative = value_and_derivative(probe, point, direction, backend)
         exact = probe.double()
         point64 = Point(
-            point.x.double(), point.t.double(), point.s.double(), point.labels, _double(point.guidance_scale)
+            point.x.double(), point.t.double(), point.s.double(), point.condition, _double(point.guidance_scale)
         )
         direction64 = Direction(*(part.double() for part in direction))
         # Richardson extrapolation of two central differences: error O(h^4).

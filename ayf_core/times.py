@@ -1,4 +1,4 @@
-"""Laws of the time pair (t, s), 0 <= s <= t <= 1, that a flow map is trained on."""
+"""Laws of the time pair (t, s), 0 <= s <= t <= 1, that a flow map is trained on, and of the time t of a velocity."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ayf_core.randomness import StepRandom
+from ayf_core.registry import register
+from ayf_core.settings import setting
 
 
+@register("time law", "interval", title="Logit-normal interval", of="pair")
 @dataclass(frozen=True, kw_only=True)
 class IntervalLaw:
     """|t - s| = sigmoid(N(p_mean, p_std²)), then s uniform in the room left (AYF section 3 and appendix).
@@ -18,10 +21,10 @@ class IntervalLaw:
     `diagonal_fraction` has s = t (plain flow matching); both are ours, 0 is the paper's law.
     """
 
-    p_mean: float = -0.8
-    p_std: float = 1.0
-    full_jump_fraction: float = 0.0
-    diagonal_fraction: float = 0.0
+    p_mean: float = setting("|t - s| = sigmoid(N(p_mean, p_std)); paper: -0.8 or -0.6")
+    p_std: float = setting("paper: 1.0 or 1.6", above=0.0)
+    full_jump_fraction: float = setting("share of pairs t = 1, s = 0", at_least=0.0, at_most=1.0)
+    diagonal_fraction: float = setting("share of pairs t = s", at_least=0.0, at_most=1.0)
 
     def sample(self, random: StepRandom) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """(t, s), each [B] float64."""
@@ -33,12 +36,13 @@ class IntervalLaw:
         return s + interval, s
 
 
+@register("time law", "logit_normal", title="Logit-normal time", of="time")
 @dataclass(frozen=True, kw_only=True)
 class LogitNormalTime:
     """t = sigmoid(N(mean, std²)): the law of flow-matching training (Esser et al., arXiv 2403.03206)."""
 
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float = setting("t = sigmoid(N(mean, std))")
+    std: float = setting("wider: more of the ends", above=0.0)
 
     def sample(self, random: StepRandom) -> Float[Tensor, " batch"]:
         """t [B] float64."""

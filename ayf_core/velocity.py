@@ -2,11 +2,10 @@
 
 from typing import Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ayf_core.errors import AyfError
+from ayf_core.conditions import Condition, ConditionSpec
 from ayf_core.interpolants import expand
 
 
@@ -21,13 +20,13 @@ class VelocityField(Protocol):
         self,
         x: Float[Tensor, "batch *dims"],
         t: Float[Tensor, " batch"],
-        labels: Int[Tensor, " batch"] | None = None,
+        condition: Condition | None = None,
         guidance_scale: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch *dims"]: ...
 
 
 class NetworkVelocity:
-    """The velocity v(x, t | label) of one network. It has no guidance: λ is ignored."""
+    """The velocity v(x, t | c) of one network. It has no guidance: λ is ignored."""
 
     evaluations_per_call = 1
 
@@ -35,9 +34,9 @@ class NetworkVelocity:
         self.network = network
 
     def __call__(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None
+        self, x: Tensor, t: Tensor, condition: Condition | None = None, guidance_scale: Tensor | None = None
     ) -> Tensor:
-        return self.network(x, t, t, labels)
+        return self.network(x, t, t, condition)
 
 
 class Autoguidance:
@@ -52,49 +51,33 @@ class Autoguidance:
         self.evaluations_per_call = teacher.evaluations_per_call + weak_teacher.evaluations_per_call
 
     def __call__(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None
+        self, x: Tensor, t: Tensor, condition: Condition | None = None, guidance_scale: Tensor | None = None
     ) -> Tensor:
-        strong = self.teacher(x, t, labels)
+        strong = self.teacher(x, t, condition)
         if guidance_scale is None:
             return strong
         scale = expand(guidance_scale, x)
-        return scale * strong + (1 - scale) * self.weak_teacher(x, t, labels)
+        return scale * strong + (1 - scale) * self.weak_teacher(x, t, condition)
 
 
 class ClassifierFreeGuidance:
-    """λ v(x, t | label) + (1 - λ) v(x, t | no label) (Ho & Salimans, arXiv 2207.12598). Two evaluations a call."""
+    """λ v(x, t | c) + (1 - λ) v(x, t | nothing) (Ho & Salimans, arXiv 2207.12598). Two evaluations a call.
 
-    def __init__(self, teacher: VelocityField, null_label: int):
+    Args:
+        conditions: what is dropped: the conditions of the teacher.
+    """
+
+    def __init__(self, teacher: VelocityField, conditions: ConditionSpec):
         self.teacher = teacher
-        self.null_label = null_label
+        self.conditions = conditions
         self.evaluations_per_call = 2 * teacher.evaluations_per_call
 
     def __call__(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None
+        self, x: Tensor, t: Tensor, condition: Condition | None = None, guidance_scale: Tensor | None = None
     ) -> Tensor:
-        conditional = self.teacher(x, t, labels)
-        if guidance_scale is None or labels is None:
+        conditional = self.teacher(x, t, condition)
+        if guidance_scale is None or not condition:
             return conditional
         scale = expand(guidance_scale, x)
-        unconditional = self.teacher(x, t, torch.full_like(labels, self.null_label))
+        unconditional = self.teacher(x, t, condition.null(self.conditions))
         return scale * conditional + (1 - scale) * unconditional
-
-
-def guided(kind: str, teacher: nn.Module, weak_teacher: nn.Module, null_label: int) -> VelocityField:
-    """The velocity of a teacher's network under a kind of guidance.
-
-    Args:
-        kind: autoguidance, classifier_free or none.
-        null_label: the teacher's index of 'no label'.
-
-    Raises:
-        AyfError: for another kind.
-    """
-    field = NetworkVelocity(teacher)
-    if kind == "autoguidance":
-        return Autoguidance(field, NetworkVelocity(weak_teacher))
-    if kind == "classifier_free":
-        return ClassifierFreeGuidance(field, null_label)
-    if kind == "none":
-        return field
-    raise AyfError(f"unknown guidance '{kind}': choose autoguidance, classifier_free or none")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import statistics
 import tempfile
 import time
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ayf_core.data.datasets import CHECKERBOARD_HALF_WIDTH, sample_checkerboard
+from ayf_core.data.sets.checkerboard import HALF_WIDTH, sample_checkerboard
 from ayf_core.evaluation.distances import checkerboard_divergence
 from ayf_core.flow_map import FlowMap
 from ayf_core.networks import NetworkSpec, build_network, copy_shared_weights
@@ -43,16 +44,27 @@ from ayf_core.samplers import sample_flow_map, solve_ode, uniform_grid
 from ayf_core.times import IntervalLaw, LogitNormalTime
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
-from ayf_core.training.optimisers import OptimiserSettings
-from ayf_core.training.trainer import LoopSettings, Phase, Trainer
+from ayf_core.training.phases import Phase
+from ayf_core.training.settings import LoopOptions, TrainingSettings
+from ayf_core.training.trainer import Trainer
 from ayf_core.velocity import NetworkVelocity
 
 STEPS, BATCH, POINTS = 1000, 512, 100_000
 TEACHER = NetworkSpec(kind="mlp", shape=(2,), num_classes=1, width=256, depth=5, activation="relu")
 STUDENT = dataclasses.replace(TEACHER, interval=True)
 OBJECTIVES = {"emd": EulerianDistillation, "lmd": LagrangianDistillation}
-OPTIMISER = OptimiserSettings(
-    learning_rate=1e-3, beta1=0.9, beta2=0.999, warmup_steps=50, schedule="cosine", gradient_clip=0.0
+SETTINGS = TrainingSettings(
+    steps=STEPS,
+    batch_size=BATCH,
+    learning_rate=1e-3,
+    beta1=0.9,
+    beta2=0.999,
+    weight_decay=0.0,
+    warmup_steps=50,
+    schedule="cosine",
+    gradient_clip=math.inf,
+    ema_stds=[0.1],
+    ema_std=0.1,
 )
 TEACHER_TIME = LogitNormalTime(mean=0.0, std=1.5)
 TIME_LAW = IntervalLaw(p_mean=-0.8, p_std=1.0)
@@ -65,9 +77,9 @@ Sampler = Callable[[Tensor], Tensor]
 
 def train(network: MeanVelocityNetwork, objective: Objective, data: TensorData, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        phase = Phase("benchmark", network, objective, OPTIMISER)
-        quiet = LoopSettings(steps=STEPS, batch_size=BATCH, seed=seed, log_every=STEPS, checkpoint_every=2 * STEPS)
-        Trainer([phase], data, quiet, LocalContext(folder)).fit()
+        phase = Phase(name="benchmark", network=network, objective=objective)
+        quiet = LoopOptions(log_every=STEPS, checkpoint_every=2 * STEPS)
+        Trainer([phase], data, SETTINGS, LocalContext(folder), seed=seed, options=quiet).fit()
 
 
 def divergence(sampler: Sampler, seed: int) -> float:
@@ -77,7 +89,7 @@ def divergence(sampler: Sampler, seed: int) -> float:
     def once() -> float:
         real = sample_checkerboard(SET_SIZE, generator)
         fake = sampler(torch.randn(SET_SIZE, 2, generator=generator))
-        return checkerboard_divergence(real, fake, board_half_width=CHECKERBOARD_HALF_WIDTH, window=WINDOW)
+        return checkerboard_divergence(real, fake, board_half_width=HALF_WIDTH, window=WINDOW)
 
     return statistics.mean(once() for _ in range(SETS))
 

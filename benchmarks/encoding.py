@@ -24,7 +24,8 @@ from pathlib import Path
 
 import torch
 
-from ayf_core.data import AutoencoderKLCodec, DataSet, Split
+from ayf_core.data.codecs.diffusers_autoencoder import AutoencoderKLCodec
+from ayf_core.data.sets.base import DataSet, Split
 from ayf_core.training.context import LocalContext, TrainingContext
 from pipelines.execution.own_ray import OwnRay, prepare_environment
 from pipelines.execution.ray_train import run_training
@@ -39,7 +40,7 @@ def images(count: int, size: int) -> DataSet:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand((count, 3, size, size), generator=generator) * 2 - 1
     split = Split(x, torch.arange(count) % 10)
-    return DataSet("noise", "images", split, Split(x[:16], torch.arange(16) % 10), 10)
+    return DataSet(split, Split(x[:16], torch.arange(16) % 10), 10)
 
 
 def new_codec() -> AutoencoderKLCodec:

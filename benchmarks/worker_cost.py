@@ -27,13 +27,27 @@ from ayf_core.objectives import EulerianDistillation, FlowMatching, Objective, T
 from ayf_core.times import IntervalLaw
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
-from ayf_core.training.optimisers import OptimiserSettings
-from ayf_core.training.trainer import LoopSettings, Phase, Trainer
+from ayf_core.training.phases import Phase
+from ayf_core.training.settings import LoopOptions, TrainingSettings
+from ayf_core.training.trainer import Trainer
 from ayf_core.velocity import NetworkVelocity
 
 SPEC = {"kind": "dit", "shape": (4, 4, 4), "num_classes": 10, "width": 96, "depth": 3}  # of the preset digits
 BATCH, STEPS = 64, 4
 OBJECTIVES = ("flow matching", "EMD")
+SETTINGS = TrainingSettings(
+    steps=10**6,
+    batch_size=BATCH,
+    learning_rate=1e-4,
+    beta1=0.9,
+    beta2=0.99,
+    weight_decay=0.0,
+    warmup_steps=0,
+    schedule="constant",
+    gradient_clip=1.0,
+    ema_stds=[0.1],
+    ema_std=0.1,
+)
 
 
 def objective_of(name: str) -> Objective:
@@ -50,13 +64,11 @@ def training(name: str, context: LocalContext, sharding: str = "none", wrapped: 
     torch.manual_seed(0)
     network = build_network(NetworkSpec(**SPEC, interval=name != "flow matching"))
     data = TensorData(torch.randn(4 * BATCH, *SPEC["shape"]), torch.zeros(4 * BATCH, dtype=torch.long))
-    phase = Phase("network", network, objective_of(name), OptimiserSettings(learning_rate=1e-4))
-    settings = LoopSettings(
-        steps=10**6, batch_size=BATCH, seed=0, log_every=10**6, checkpoint_every=10**6, sharding=sharding
-    )
-    trainer = Trainer([phase], data, settings, context)
+    phase = Phase(name="network", network=network, objective=objective_of(name))
+    options = LoopOptions(log_every=10**6, checkpoint_every=10**6, sharding=sharding)
+    trainer = Trainer([phase], data, SETTINGS, context, seed=0, options=options)
     if wrapped:
-        phase.wrapped = DistributedDataParallel(network)
+        trainer.phases[0].wrapped = DistributedDataParallel(network)
 
     def some_steps() -> None:
         for _ in range(STEPS):

@@ -27,9 +27,10 @@ from ayf_core.objectives import EulerianDistillation, FlowMatching, GuidanceLaw,
 from ayf_core.times import IntervalLaw
 from ayf_core.training.context import LocalContext, TrainingContext
 from ayf_core.training.data import TensorData
-from ayf_core.training.optimisers import OptimiserSettings
-from ayf_core.training.shards import gathered
-from ayf_core.training.trainer import LoopSettings, Phase, Trainer
+from ayf_core.training.phases import Phase
+from ayf_core.training.settings import LoopOptions, TrainingSettings
+from ayf_core.training.sharding import gathered
+from ayf_core.training.trainer import Trainer
 from ayf_core.velocity import Autoguidance, NetworkVelocity
 
 BATCH, CLASSES = 16, 3
@@ -84,16 +85,22 @@ def trained(context: TrainingContext, case: Case, steps: int) -> tuple[Tensor, T
     student = case.objective != "flow matching"
     network = network_of(case, 0, interval=student, guidance=student)
     start = flat(network.state_dict())
-    optimiser = OptimiserSettings(learning_rate=1e-3, weight_decay=0.01, warmup_steps=20, schedule="cosine")
-    settings = LoopSettings(
+    settings = TrainingSettings(
         steps=steps,
         batch_size=BATCH,
-        seed=0,
-        micro_batch=case.micro_batch,
-        checkpoint_every=steps,
-        sharding=case.sharding,
+        learning_rate=1e-3,
+        beta1=0.9,
+        beta2=0.99,
+        weight_decay=0.01,
+        warmup_steps=20,
+        schedule="cosine",
+        gradient_clip=1.0,
+        ema_stds=[0.1],
+        ema_std=0.1,
     )
-    Trainer([Phase("network", network, objective_of(case), optimiser)], data, settings, context).fit()
+    options = LoopOptions(micro_batch=case.micro_batch, checkpoint_every=steps, sharding=case.sharding)
+    phase = Phase(name="network", network=network, objective=objective_of(case))
+    Trainer([phase], data, settings, context, seed=0, options=options).fit()
     return start, flat(gathered(network.state_dict()))
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import yaml
 
-from dashboards.names import TITLES
+from dashboards.names import titles
 from dashboards.store import EXPERIMENT, StoreError, artefact, artefacts, read_history, read_run, read_runs
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def newest_evaluations(table: pd.DataFrame) -> list[str]:
     """Of `runs`: the id of each model's newest finished evaluation, models in the order of their titles."""
     done = table[(table["kind"] == "stage") & table["model"].notna() & (table["status"] == "finished")]
     newest = done.drop_duplicates("model")
-    order = {name: place for place, name in enumerate(TITLES)}
+    order = {name: place for place, name in enumerate(titles())}
     return newest.sort_values("model", key=lambda names: names.map(lambda name: order.get(name, 99)))["run_id"].tolist()
 
 

@@ -1,23 +1,18 @@
-"""What things are called and how they are coloured: one place for tables, figures and pages."""
+"""What things are called and how they are coloured: one place for tables, figures and pages.
+
+What measures of quality and students are called stands where they are registered, and is read there.
+"""
 
 from __future__ import annotations
 
-TITLES = {
-    "teacher": "Teacher",
-    "weak_teacher": "Weak teacher",
-    "emd": "Student, AYF-EMD",
-    "lmd": "Student, AYF-LMD",
-    "adversarial": "Student, adversarial finish",
-}
-COLOURS = {  # Okabe and Ito's palette, told apart by colour-blind readers too
-    "teacher": "#000000",
-    "weak_teacher": "#999999",
-    "emd": "#0072B2",
-    "lmd": "#E69F00",
-    "adversarial": "#009E73",
-}
+from ayf_core.registry import Component, components
+
+_FIRST = {"teacher": ("Teacher", "#000000"), "weak_teacher": ("Weak teacher", "#999999")}
+_STUDENTS = {"emd": ("Student, AYF-EMD", "#0072B2"), "lmd": ("Student, AYF-LMD", "#E69F00")}
+"""Of students whose objective is not registered with a title and a colour of its own."""
+_LAST = {"adversarial": ("Student, adversarial finish", "#009E73")}
 SPARE_COLOURS = ["#D55E00", "#CC79A7", "#56B4E9", "#F0E442"]
-"""The rest of the palette, for models that have no colour of their own."""
+"""The rest of Okabe and Ito's palette, whose colours colour-blind readers tell apart too: for models that have none."""
 STATUS_COLOURS = {"finished": "#009E73", "stopped": "#56B4E9", "failed": "#D55E00", "running": "#E69F00"}
 STATUS_WORDS = {
     "finished": "ran to the end",
@@ -25,21 +20,6 @@ STATUS_WORDS = {
     "failed": "failed",
     "running": "still running, or interrupted",
 }
-MEASURES = {
-    "fd": "Fréchet distance to training data",
-    "fd_test": "Fréchet distance to test data",
-    "jsd": "Jensen-Shannon divergence",
-    "sliced_wasserstein": "Sliced Wasserstein distance",
-    "kernel_distance": "Kernel distance to test data",
-    "precision": "Precision",
-    "recall": "Recall",
-    "density": "Density",
-    "coverage": "Coverage",
-    "copy_ratio": "Copy ratio",
-    "authenticity": "Authenticity",
-    "seconds_per_image": "Seconds per image",
-}
-LOWER_IS_BETTER = {"fd", "fd_test", "jsd", "sliced_wasserstein", "kernel_distance", "seconds_per_image"}
 QUANTITIES = {
     "loss": "Loss",
     "tangent_norm": "Norm of the tangent",
@@ -47,24 +27,60 @@ QUANTITIES = {
     "velocity_residual": "Residual of the velocity",
     "velocity_error": "Error of the velocity",
 }
-VARIABLES = {"interval": "t − s", "dt": "t − s", "t": "t"}
-"""What the bins of a training metric are of; `interval` and `dt` both mean the length of the jump."""
+VARIABLES = {"interval": "t − s", "t": "t"}
+"""What the bins of a training metric are of; `interval` is the length of the jump."""
+COSTS = {"seconds_per_image": "Seconds per image"}
+"""What is measured of a model and is no quality; lower is better."""
+
+
+def titles() -> dict[str, str]:
+    """Models in the order of tables, and their names in words."""
+    return {model: words for model, (words, _) in _models().items()}
+
+
+def _models() -> dict[str, tuple[str, str]]:
+    """Title and colour of each model; students are called like their objectives, which bring both."""
+    registered = {
+        name: (objective.title, str(objective.facts["colour"]))
+        for name, objective in components("objective").items()
+        if "colour" in objective.facts
+    }
+    return {**_FIRST, **_STUDENTS, **registered, **_LAST}
+
+
+def measures() -> dict[str, Component]:
+    """Every registered measure of quality, in the order of tables."""
+    return dict(sorted(components("measure").items(), key=lambda item: (item[1].facts.get("order", 100), item[0])))
+
+
+def in_tables(distance: str) -> list[str]:
+    """The measures of a table for a first look: the distance, then those that are registered for tables."""
+    shown = (name for name, about in measures().items() if about.facts.get("table") and not about.facts.get("headline"))
+    return list(dict.fromkeys([distance, *shown]))
+
+
+def lower_is_better(measure: str) -> bool:
+    about = measures().get(measure)
+    return measure in COSTS or (about is not None and about.facts.get("better") == "lower")
 
 
 def title(model: str) -> str:
     """A model's name in words; one this file does not know keeps its own."""
-    return TITLES.get(model, model.replace("_", " "))
+    return titles().get(model, model.replace("_", " "))
 
 
 def colour(model: str) -> str:
     """A model's colour; of an unknown one always the same spare colour."""
-    return COLOURS.get(model) or SPARE_COLOURS[sum(model.encode()) % len(SPARE_COLOURS)]
+    _, known = _models().get(model, ("", ""))
+    return known or SPARE_COLOURS[sum(model.encode()) % len(SPARE_COLOURS)]
 
 
 def measure(name: str) -> str:
     """A measure in words, `fd/nfe_2` too."""
     base, _, calls = name.partition("/nfe_")
-    words = MEASURES.get(base) or QUANTITIES.get(base) or base.replace("_", " ").replace("/", ", ").capitalize()
+    about = measures().get(base)
+    known = about.title if about else COSTS.get(base) or QUANTITIES.get(base)
+    words = known or base.replace("_", " ").replace("/", ", ").capitalize()
     return f"{words} at {network_calls(int(calls))}" if calls.isdigit() else words
 
 

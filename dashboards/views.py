@@ -14,8 +14,6 @@ from dashboards.figures.quality import distance_of
 from dashboards.figures.style import day, duration
 from dashboards.importance import importance
 
-_MEASURES = ("fd_test", "sliced_wasserstein", "precision", "recall", "coverage", "copy_ratio")
-
 
 @dataclass(frozen=True)
 class Panel:
@@ -38,8 +36,8 @@ class View:
 
 def quality(metrics: pd.DataFrame) -> View:
     """A panel a measure: against network calls, and against time."""
-    measures = dict.fromkeys([distance_of(metrics), *_MEASURES])
-    measured = [name for name in measures if name in metrics and metrics[name].notna().any()] or [*measures][:1]
+    measures = names.in_tables(distance_of(metrics))
+    measured = [name for name in measures if name in metrics and metrics[name].notna().any()] or measures[:1]
     table = figures.quality_table(metrics)
     panels = [Panel(names.measure(name), partial(_quality_figures, metrics, name), table) for name in measured]
     text = "Each point is a mean over sampling seeds; the band is its 95 % interval."

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ayf_core.errors import AyfError
+from ayf_core.evaluation.catalogue import directions
 from pipelines.project.declarations import Declaration, read_declarations
 from ayf_core.settings import setting
 from ayf_core.training.settings import TrainingSettings
 from pipelines.settings import experiment as schema
 from pipelines.settings.words import nearest, subtree
 from pipelines.settings.yaml_file import read_typed
-from pipelines.stages.bench import BETTER
 from sweeps.space import Dimension, Point, Range, extremes, grid_points, read_fixed, read_space
 
 _METRIC = re.compile(r"(?P<measure>\w+)/nfe_(?P<nfe>\d+)")
@@ -176,7 +176,7 @@ def _chain(root: Path, names: list[str], where: str) -> tuple[Declaration, ...]:
 
 def _metric(name: str, config: schema.Config, last: Declaration, where: str) -> Metric:
     match = _METRIC.fullmatch(name)
-    measures = BETTER[config.data.kind]
+    measures = directions(config.data.name)
     velocity = last.base in _VELOCITY_STAGES
     counts = config.evaluation.teacher_evaluations if velocity else config.evaluation.steps
     known = [f"{measure}/nfe_{nfe}" for measure in measures for nfe in counts]

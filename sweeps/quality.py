@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ayf_core.data.codecs import load_codec
-from ayf_core.generator import Generator
-from ayf_core.networks import build_network
+from ayf_core.data.codecs.files import load_codec
+from ayf_core.guidance.scale import GuidanceRange
+from ayf_core.networks.build import build_network
+from ayf_core.sampling.generator import Generator
+from ayf_core.sampling.samplers import sampler_of
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
-from ayf_core.training.shards import gathered
 from pipelines.settings import experiment as schema
 from pipelines.stages.assembly import Job
 from pipelines.stages.bench import Bench
-from pipelines.stages.distill import guidance_range
 from sweeps.definition import Metric
 
 
@@ -74,9 +74,8 @@ class _Measurements:
     def after_step(self, step: int) -> None:
         if step % self.watch.every and step != self.training.steps:
             return
-        writes = self.context.rank == 0
-        weights = gathered(self.averages.ema.weights(self.training.ema_std), keep=writes)
-        if writes:
+        weights = self.averages.published()
+        if self.context.rank == 0:
             self.context.log(step, self.training.steps, self.measure(weights))
 
     def measure(self, weights: dict[str, Tensor]) -> dict[str, float]:
@@ -103,10 +102,11 @@ class _Measurements:
         codec = load_codec(self.job.codec)
         if isinstance(codec, nn.Module):
             codec.to(self.context.device)
-        card = {"guidance_range": guidance_range(self.watch.config.distill.guidance) if spec.guidance else None}
         role = "flow_map" if spec.interval else "velocity"
-        space = self.job.latent_dataset().space
-        return Generator(network.eval().requires_grad_(False).to(self.context.device), role, codec, space, card)
+        guidance = self.watch.config.distill.guidance
+        limits = GuidanceRange(guidance.scale_min, guidance.scale_max) if spec.guidance else None
+        network = network.eval().requires_grad_(False).to(self.context.device)
+        return Generator(sampler_of(role, network, limits), codec, self.job.latent_dataset().space, {})
 
     def state_dict(self) -> dict[str, Any]:
         return {}

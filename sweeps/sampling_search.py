@@ -18,7 +18,8 @@ import optuna
 
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.intervals import Interval, confidence_interval
-from ayf_core.samplers import SamplingSettings
+from ayf_core.guidance.scale import GuidanceRange
+from ayf_core.sampling.settings import SamplingSettings
 from ayf_core.settings import setting
 from pipelines.settings import tree
 from pipelines.settings.yaml_file import read_typed
@@ -133,7 +134,7 @@ def tuned(
     measure: Measure,
     steps: int,
     search: SamplingSearch,
-    scales: tuple[float, float] | None,
+    scales: GuidanceRange | None,
     mode: str,
     tried: Callable[[Candidate], None] = lambda candidate: None,
 ) -> Verdict:
@@ -167,7 +168,7 @@ def tuned(
 
 
 def _candidates(
-    measure: Measure, steps: int, search: SamplingSearch, scales: tuple[float, float] | None, mode: str
+    measure: Measure, steps: int, search: SamplingSearch, scales: GuidanceRange | None, mode: str
 ) -> Iterator[Candidate]:
     """The untuned settings, then a ladder of λ, then what Optuna proposes (TPE, arXiv 1907.10902)."""
     # Nothing of the sampler may depend on how many candidates there will be: a longer search begins like a shorter one.
@@ -184,17 +185,17 @@ def _candidates(
         yield candidate
 
 
-def _ladder(scales: tuple[float, float] | None) -> list[float | None]:
+def _ladder(scales: GuidanceRange | None) -> list[float | None]:
     if scales is None:
         return [None]
-    least, largest = scales
-    return [least + (largest - least) * rung / (_LADDER - 1) for rung in range(_LADDER if largest > least else 1)]
+    least, reach = scales.minimum, scales.maximum - scales.minimum
+    return [least + reach * rung / (_LADDER - 1) for rung in range(_LADDER if reach > 0 else 1)]
 
 
 def _proposed(
-    trial: optuna.Trial, steps: int, search: SamplingSearch, scales: tuple[float, float] | None
+    trial: optuna.Trial, steps: int, search: SamplingSearch, scales: GuidanceRange | None
 ) -> SamplingSettings:
-    scale = None if scales is None else trial.suggest_float("scale", *scales)
+    scale = None if scales is None else trial.suggest_float("scale", scales.minimum, scales.maximum)
     if steps == 1:
         return SamplingSettings(guidance_scale=scale)
     ends = {"shifted": search.shift, "polynomial": search.rho}

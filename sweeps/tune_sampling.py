@@ -25,16 +25,19 @@ from rich.table import Table
 
 import ayf_core
 from ayf_core.errors import AyfError
+from ayf_core.evaluation.catalogue import directions
 from ayf_core.evaluation.intervals import Interval
-from ayf_core.generator import Generator, read_sampling, write_sampling
-from ayf_core.samplers import SamplingSettings
+from ayf_core.guidance.scale import GuidanceRange
+from ayf_core.sampling.generator import Generator
+from ayf_core.sampling.settings import SamplingSettings
+from ayf_core.sampling.stored import read_sampling, write_sampling
 from pipelines.execution.locks import only_writer
 from pipelines.execution.ray_train import torch_device, worker_threads
 from pipelines.project.declarations import fingerprint
 from pipelines.settings import model as settings
 from pipelines.settings.experiment import PARAMS_FILE, Config, load_config
 from pipelines.settings.runtime import RuntimeConfig, load_runtime
-from pipelines.stages.bench import BETTER, Bench
+from pipelines.stages.bench import Bench
 from pipelines.stages.evaluate import Memory
 from pipelines.stages.sampling import local_model
 from pipelines.tracking.registry import keep_beside_model
@@ -178,8 +181,8 @@ def _task(root: Path, model: str, search: SamplingSearch, runtime: RuntimeConfig
     metric, mode = _metric(search, config)
     folder = local_model(model, root)
     student = Generator.load(folder, torch_device(runtime))
-    if student.role != "flow_map":
-        raise AyfError(f"{model} is a velocity network, sampled by an ODE solver: name a distilled student")
+    if not student.sampler.takes_settings:
+        raise AyfError(f"{model} is a velocity network, sampled by {student.sampler.words}: name a distilled student")
     if student.makes_points != (config.data.kind == "points"):
         raise AyfError(f"{model} does not make {config.data.kind}, which params.yaml is about: name another student")
     task = Task(root, model, folder, student, search, config, runtime, metric, mode)
@@ -189,26 +192,26 @@ def _task(root: Path, model: str, search: SamplingSearch, runtime: RuntimeConfig
 
 def _metric(search: SamplingSearch, config: Config) -> tuple[str, str]:
     """The measure and which way it is better."""
-    better = BETTER[config.data.kind]
+    better = directions(config.data.name)
     name = search.metric or next(iter(better))
     if name not in better:
         guess = settings.nearest(name, better)
         raise AyfError(
-            f"no measure {name} of {config.data.kind}: "
+            f"no measure {name} of data.name = {config.data.name}: "
             + (f"did you mean {guess}?" if guess else f"choose {', '.join(better)}")
         )
     return name, better[name]
 
 
-def _scales(task: Task) -> tuple[float, float] | None:
+def _scales(task: Task) -> GuidanceRange | None:
     """The least and the largest λ to try; None of a student that takes none."""
     limits, largest = task.student.guidance_range, task.search.largest_guidance_scale
     if largest is None:
         return limits
-    if limits is None or not limits[0] <= largest <= limits[1]:
-        learnt = "no λ" if limits is None else f"{limits[0]:g} to {limits[1]:g}"
+    if limits is None or largest not in limits:
+        learnt = "no λ" if limits is None else str(limits)
         raise AyfError(f"largest_guidance_scale = {largest:g}, but {task.model} learnt {learnt}: set it to null")
-    return limits[0], largest
+    return GuidanceRange(limits.minimum, largest)
 
 
 # --------------------------------------------------------------------------------------- measuring and remembering

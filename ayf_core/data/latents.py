@@ -51,6 +51,10 @@ class LatentSpace:
         shift, scale = self._like(z)
         return z * scale + shift
 
+    def to(self, device: torch.device) -> LatentSpace:
+        """The same on a device: latents that are there need not wait for its numbers to come."""
+        return LatentSpace(self.shift.to(device), self.scale.to(device))
+
     def _like(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if z.ndim < 2 or z.shape[1] != len(self.shift):
             raise ValueError(f"expected [B, {len(self.shift)}, ...] latents, got {tuple(z.shape)}")

@@ -1,32 +1,28 @@
-"""How good a set of generated samples is: every measure against the held-out test split and the training data."""
+"""How good a set of generated samples is: every measure that applies, beside what real data reach."""
 
+from __future__ import annotations
+
+import hashlib
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ayf_core.evaluation.distances import (
-    checkerboard_divergence,
-    frechet_distance,
-    kernel_distance,
-    precision_recall_density_coverage,
-    sliced_wasserstein,
-)
-from ayf_core.evaluation.features import FeatureExtractor
-from ayf_core.evaluation.memorisation import nearest_neighbour_check
+from ayf_core.errors import AyfError
+from ayf_core.evaluation.catalogue import applicable
+from ayf_core.evaluation.features.base import FeatureExtractor
+from ayf_core.evaluation.measures import Compared, subset
 
 FLOOR_DRAWS = 20
-PROJECTIONS = 128
 
 
 @dataclass(frozen=True)
 class ImageReference:
     """Features of the real images, computed once.
 
-    A Fréchet distance grows as a set shrinks, so sets are compared at equal counts: with the training images all
-    of as many generated ones (`fd`, the field's convention), with the held-out test images a random subset (`fd_test`).
-    Only `fd_test` has a floor that real images set: a model that copies its training images has `fd` 0.
+    A Fréchet distance grows as a set shrinks, so sets are compared at equal counts: with the training images all of as
+    many generated ones (`fd`, the field's convention), with the held-out test images a random subset (`fd_test`). Only
+    `fd_test` has a floor that real images set: a model that copies its training images has `fd` 0.
     """
 
     extractor: FeatureExtractor
@@ -35,71 +31,86 @@ class ImageReference:
     neighbours: int
 
     @classmethod
-    def of(cls, train: Tensor, test: Tensor, extractor: FeatureExtractor, neighbours: int) -> "ImageReference":
+    def of(cls, train: Tensor, test: Tensor, extractor: FeatureExtractor, neighbours: int) -> ImageReference:
         return cls(extractor, extractor(train), extractor(test), neighbours)
 
     def measure(self, images: Float[Tensor, "N C H W"], seed: int) -> dict[str, float]:
-        """fd, fd_test, kernel distance, precision, recall, density, coverage, copy ratio and authenticity.
-
-        All but `fd` and the last two compare with the test split.
+        """Every measure of features.
 
         Args:
             images: as many as there are training images, in random order of quality.
             seed: of the subset that is compared with the test split.
         """
-        features = self.extractor(images.clamp(-1, 1))
-        copies = nearest_neighbour_check(features, self.train, self.test)
-        return {
-            "fd": frechet_distance(features, self.train),
-            **self._against_test(_subset(features, len(self.test), seed)),
-            "copy_ratio": copies.copy_ratio,
-            "authenticity": copies.authenticity,
-        }
-
-    def _against_test(self, features: Tensor) -> dict[str, float]:
-        shares = precision_recall_density_coverage(self.test, features, self.neighbours)
-        return {
-            "fd_test": frechet_distance(features, self.test),
-            "kernel_distance": kernel_distance(features, self.test),
-            "precision": shares.precision,
-            "recall": shares.recall,
-            "density": shares.density,
-            "coverage": shares.coverage,
-        }
+        return _values(self._beside(self.extractor(images.clamp(-1, 1)), seed), ["features"])
 
     def floor(self, seed: int) -> dict[str, float]:
         """What real training images reach against the test split, at the same counts: a mean over subsets."""
-        draws = [self._against_test(_subset(self.train, len(self.test), seed + i)) for i in range(FLOOR_DRAWS)]
-        return _mean(draws)
+        draws = (self._beside(self.train, seed + i) for i in range(FLOOR_DRAWS))
+        return _mean([_values(draw, ["features"], floor=True) for draw in draws])
+
+    def _beside(self, features: Tensor, seed: int) -> Compared:
+        return Compared(features, self.train, self.test, seed, neighbours=self.neighbours)
 
 
 @dataclass(frozen=True)
 class PointReference:
-    """Real points in the plane."""
+    """Real points in the plane; `half_width` of the square that they lie in, where they do."""
 
     train: Float[Tensor, "N 2"]
     test: Float[Tensor, "M 2"]
-    half_width: float
+    half_width: float | None
 
     def measure(self, points: Float[Tensor, "N 2"], seed: int) -> dict[str, float]:
-        """jsd (Jensen-Shannon divergence of densities, nats) and sliced Wasserstein-2, to the test split."""
-        generator = torch.Generator().manual_seed(seed)
-        return {
-            "jsd": checkerboard_divergence(self.test, points, board_half_width=self.half_width),
-            "sliced_wasserstein": sliced_wasserstein(
-                _subset(points, len(self.test), seed), self.test, PROJECTIONS, generator
-            ),
-        }
+        """Every measure of points; `seed` is of the subset and the directions that are drawn."""
+        return _values(self._beside(points, seed), self._gives)
 
     def floor(self, seed: int) -> dict[str, float]:
-        return _mean(
-            [self.measure(_subset(self.train, len(self.train), seed + i), seed + i) for i in range(FLOOR_DRAWS)]
+        """What real training points reach against the test split: a mean over orders of them."""
+        seeds = [seed + i for i in range(FLOOR_DRAWS)]
+        draws = (self._beside(subset(self.train, len(self.train), own), own) for own in seeds)
+        return _mean([_values(draw, self._gives, floor=True) for draw in draws])
+
+    @property
+    def _gives(self) -> list[str]:
+        return ["points"] if self.half_width is None else ["points", "half_width"]
+
+    def _beside(self, points: Tensor, seed: int) -> Compared:
+        return Compared(points, self.train, self.test, seed, half_width=self.half_width or 0.0)
+
+
+def check_counts(train: Float[Tensor, N * D], test: Float[Tensor, M * D], neighbours: int) -> None:
+    """Look, before anything is trained, whether these examples are enough to be measured against.
+
+    Raises:
+        AyfError: they are not; the line names the settings `evaluation.neighbours` and `data.test_fraction`.
+    """
+    smaller = min(len(train), len(test))
+    counts = f"data.test_fraction leaves {len(test)} examples to test with and {len(train)} to train on"
+    if smaller < 2:
+        raise AyfError(f"{counts}: evaluation needs 2 of each; add examples or change data.test_fraction")
+    if train.ndim == 2:
+        return  # neither neighbours nor copies of points are counted
+    if neighbours >= smaller:
+        raise AyfError(
+            f"evaluation.neighbours = {neighbours}: {counts}, so it can be {smaller - 1} at most; lower it, change "
+            "data.test_fraction or add images"
+        )
+    known = {_digest(image) for image in train}
+    copies = sum(_digest(image) in known for image in test)
+    if 2 * copies > len(test):
+        raise AyfError(
+            f"{copies} of {len(test)} test images are exact copies of training images: remove duplicates from the data "
+            "set, or the measure of copying means nothing"
         )
 
 
-def _subset(x: Tensor, count: int, seed: int) -> Tensor:
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    return x[order[:count]]
+def _digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+
+
+def _values(compared: Compared, gives: list[str], floor: bool = False) -> dict[str, float]:
+    chosen = applicable(gives).items()
+    return {name: measure.load()(compared) for name, measure in chosen if not floor or measure.facts.get("floor")}
 
 
 def _mean(draws: list[dict[str, float]]) -> dict[str, float]:

@@ -7,32 +7,33 @@ import math
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ayf_core.conditions import ClassLabels, Condition, ConditionSpec
 from ayf_core.errors import AyfError
 
 SLOPE = 0.2  # of the leaky ReLU, as in StyleGAN2
 
 
 def build_discriminator(
-    sample_shape: tuple[int, ...], *, width: int, num_classes: int
+    sample_shape: tuple[int, ...], *, width: int, conditions: ConditionSpec
 ) -> "ImageDiscriminator | MLPDiscriminator":
     """The discriminator that fits one sample's shape: [C, H, W] gives an image network, [D] an MLP.
 
     Args:
         width: channels at full resolution, doubled at every halving up to eight times (how deep follows from
             the resolution); or the features of each of the MLP's three hidden layers.
-        num_classes: 0 for data without labels.
+        conditions: what samples are conditioned on; only class labels can be told.
 
     Raises:
         AyfError: no discriminator fits the shape.
     """
     if len(sample_shape) == 3:
-        return ImageDiscriminator(sample_shape, width=width, max_width=8 * width, num_classes=num_classes)
+        return ImageDiscriminator(sample_shape, width=width, max_width=8 * width, conditions=conditions)
     if len(sample_shape) == 1:
-        return MLPDiscriminator(sample_shape[0], width=width, depth=3, num_classes=num_classes)
+        return MLPDiscriminator(sample_shape[0], width=width, depth=3, conditions=conditions)
     raise AyfError(f"no discriminator for samples of shape {sample_shape}; use [C, H, W] or [D]")
 
 
@@ -47,7 +48,7 @@ class ImageDiscriminator(nn.Module):
     Args:
         sample_shape: (C, H, W), H and W from 4.
         width, max_width: channels at full resolution and their ceiling (they double at every halving).
-        num_classes: 0 for data without labels.
+        conditions: what samples are conditioned on; only class labels can be told.
         group_size: samples that share one minibatch standard deviation.
 
     Raises:
@@ -60,7 +61,7 @@ class ImageDiscriminator(nn.Module):
         *,
         width: int,
         max_width: int,
-        num_classes: int,
+        conditions: ConditionSpec,
         group_size: int = 4,
     ) -> None:
         super().__init__()
@@ -77,42 +78,40 @@ class ImageDiscriminator(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.mix = nn.Conv2d(width + 1, width, 3, padding=1)
         self.features = nn.Linear(width * height * rows, width)
-        self.head = ClassProjection(width, num_classes)
+        self.head = ConditionProjection(width, conditions)
 
     def forward(
-        self, x: Float[Tensor, "batch channels height width"], labels: Int[Tensor, " batch"] | None = None
+        self, x: Float[Tensor, "batch channels height width"], condition: Condition | None = None
     ) -> Float[Tensor, " batch"]:
         """Logits [B], higher for samples taken as real.
 
         Raises:
-            AyfError: labels missing although the network was built with classes.
+            AyfError: a condition that the network was built with is missing.
         """
         h = self.blocks(_activate(self.from_image(x)))
         h = torch.cat([h, minibatch_deviation(h, self.group_size)], dim=1)
         h = _activate(self.mix(h))
-        return self.head(_activate(self.features(h.flatten(1))), labels)
+        return self.head(_activate(self.features(h.flatten(1))), condition)
 
 
 class MLPDiscriminator(nn.Module):
     """Leaky-ReLU network for points [B, D], with class projection when there are classes."""
 
-    def __init__(self, dim: int, *, width: int, depth: int, num_classes: int) -> None:
+    def __init__(self, dim: int, *, width: int, depth: int, conditions: ConditionSpec) -> None:
         super().__init__()
         sizes = [dim] + [width] * depth
         self.layers = nn.ModuleList(nn.Linear(size, following) for size, following in pairwise(sizes))
-        self.head = ClassProjection(sizes[-1], num_classes)
+        self.head = ConditionProjection(sizes[-1], conditions)
 
-    def forward(
-        self, x: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"] | None = None
-    ) -> Float[Tensor, " batch"]:
+    def forward(self, x: Float[Tensor, "batch dim"], condition: Condition | None = None) -> Float[Tensor, " batch"]:
         """Logits [B], higher for samples taken as real.
 
         Raises:
-            AyfError: labels missing although the network was built with classes.
+            AyfError: a condition that the network was built with is missing.
         """
         for layer in self.layers:
             x = _activate(layer(x))
-        return self.head(x, labels)
+        return self.head(x, condition)
 
 
 class ResidualDown(nn.Module):
@@ -130,29 +129,36 @@ class ResidualDown(nn.Module):
         return (residual + self.skip(_halve(x))) / math.sqrt(2)
 
 
-class ClassProjection(nn.Module):
-    """Logit w·h + b, plus ⟨embedding of the class, h⟩ / √width when there are classes (arXiv 1802.05637)."""
+class ConditionProjection(nn.Module):
+    """Logit w·h + b, plus ⟨embedding of the class, h⟩ / √width where there are classes (arXiv 1802.05637).
 
-    def __init__(self, width: int, num_classes: int) -> None:
+    Raises:
+        AyfError: a condition that is no class label.
+    """
+
+    def __init__(self, width: int, conditions: ConditionSpec) -> None:
         super().__init__()
         self.linear = nn.Linear(width, 1)
-        self.embedding = nn.Embedding(num_classes, width) if num_classes else None
+        self.embeddings = nn.ModuleDict()
+        for name, kind in conditions.items():
+            if not isinstance(kind, ClassLabels):
+                raise AyfError(f"discriminators have no projection for {kind.name} ({name})")
+            self.embeddings[name] = nn.Embedding(kind.num_classes, width)
 
-    def forward(self, h: Float[Tensor, "batch width"], labels: Int[Tensor, " batch"] | None) -> Float[Tensor, " batch"]:
+    def forward(self, h: Float[Tensor, "batch width"], condition: Condition | None) -> Float[Tensor, " batch"]:
         """Logits [B]."""
         logits = self.linear(h).squeeze(1)
-        if self.embedding is None:
-            return logits
-        if labels is None:
-            raise AyfError("this discriminator was built with classes: pass labels, or build it with num_classes=0")
-        return logits + (self.embedding(labels) * h).sum(1) / math.sqrt(h.shape[1])
+        for name, embedding in self.embeddings.items():
+            if condition is None or name not in condition:
+                raise AyfError(f"this discriminator was built with {name}: pass them, or build it without")
+            logits = logits + (embedding(condition[name]) * h).sum(1) / math.sqrt(h.shape[1])
+        return logits
 
 
 def minibatch_deviation(
     h: Float[Tensor, "batch channels rows columns"], group_size: int
 ) -> Float[Tensor, "batch 1 rows columns"]:
-    """Standard deviation over a group of samples, averaged over channels and pixels (arXiv 1710.10196, sec.
-    3).
+    """Standard deviation over a group of samples, averaged over channels and pixels (arXiv 1710.10196, section 3).
 
     Groups are of neighbours, so that workers that share a batch in whole groups find the same statistics as
     one worker. A batch that is no multiple of group_size is cut into the largest equal groups that fit.

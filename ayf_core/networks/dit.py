@@ -1,13 +1,47 @@
-"""A class-conditional diffusion transformer (Peebles & Xie, arXiv 2212.09748) that is also a flow map."""
+"""A conditional diffusion transformer (Peebles & Xie, arXiv 2212.09748) that is also a flow map."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from ayf_core.conditions import ClassLabels, Condition
+from ayf_core.errors import AyfError
 from ayf_core.networks.attention import SelfAttention
 from ayf_core.networks.base import MeanVelocityNetwork
-from ayf_core.networks.embeddings import LabelEmbedding, ScalarEmbedding, fill_labels
+from ayf_core.networks.embeddings import LabelEmbedding, ScalarEmbedding
+from ayf_core.networks.patches import patch_grid, to_image, to_tokens
 from ayf_core.networks.spec import NetworkSpec
+from ayf_core.registry import register
+from ayf_core.settings import setting
+
+
+@register("network", "dit", title="Diffusion transformer")
+@dataclass(frozen=True, kw_only=True)
+class DiTSettings:
+    """Of a transformer for samples [C, *spatial] of one to three spatial axes."""
+
+    width: int = setting("hidden width", at_least=2)
+    depth: int = setting("number of blocks", at_least=1)
+    heads: int = setting("attention heads", at_least=1)
+    patch_size: int = setting("side of a patch of latents", at_least=1)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise AyfError where the settings do not fit each other, or samples of this shape."""
+        if not 2 <= len(shape) <= 4:
+            raise AyfError(f"a 'dit' takes samples of shape [C, *spatial], got {list(shape)}: use network kind 'mlp'")
+        if self.width % self.heads:
+            raise AyfError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if any(side % self.patch_size for side in shape[1:]):
+            raise AyfError(f"patch_size {self.patch_size} does not divide the sample's sides {list(shape[1:])}")
+
+    def build(self, spec: NetworkSpec) -> "DiT":
+        """A freshly initialised network."""
+        return DiT(spec, self)
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -36,27 +70,32 @@ class Block(nn.Module):
 
 
 class DiT(MeanVelocityNetwork):
-    """Mean velocity of images or latents: F(x, t, s | label, λ) for x [B, C, H, W].
+    """Mean velocity of sounds, images, films or latents of them: F(x, t, s | condition, λ) for x [B, C, *spatial].
 
     The embeddings of the interval t - s and of the guidance scale λ - 1 start at zero, so a student that
     copies a teacher's weights starts as the teacher's velocity at every s and λ.
     """
 
-    def __init__(self, spec: NetworkSpec):
+    EMBEDDERS: ClassVar[Mapping[type, Callable[[Any, int], nn.Module]]] = {
+        ClassLabels: lambda kind, width: LabelEmbedding(kind.num_classes, width)
+    }
+
+    def __init__(self, spec: NetworkSpec, settings: DiTSettings):
         super().__init__(spec)
-        channels, height, width = spec.shape
-        self.grid = (height // spec.patch_size, width // spec.patch_size)
-        patch = channels * spec.patch_size**2
-        self.patches = nn.Linear(patch, spec.width)
-        self.position = nn.Parameter(0.02 * torch.randn(1, self.grid[0] * self.grid[1], spec.width))
-        self.time = ScalarEmbedding(spec.width)
-        self.label = LabelEmbedding(spec.num_classes, spec.width) if spec.num_classes > 1 else None
-        self.interval = ScalarEmbedding(spec.width, zero_init=True) if spec.interval else None
-        self.guidance = ScalarEmbedding(spec.width, zero_init=True) if spec.guidance else None
-        self.blocks = nn.ModuleList(Block(spec.width, spec.heads) for _ in range(spec.depth))
-        self.norm = nn.LayerNorm(spec.width, elementwise_affine=False, eps=1e-6)
-        self.modulation = nn.Linear(spec.width, 2 * spec.width)
-        self.output = nn.Linear(spec.width, patch)
+        channels, *spatial = spec.shape
+        width, self.patch_size = settings.width, settings.patch_size
+        self.grid = patch_grid(tuple(spatial), self.patch_size)
+        patch = channels * self.patch_size ** len(self.grid)
+        self.patches = nn.Linear(patch, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, math.prod(self.grid), width))
+        self.time = ScalarEmbedding(width)
+        self.add_embedders(width)
+        self.interval = ScalarEmbedding(width, zero_init=True) if spec.interval else None
+        self.guidance = ScalarEmbedding(width, zero_init=True) if spec.guidance else None
+        self.blocks = nn.ModuleList(Block(width, settings.heads) for _ in range(settings.depth))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, patch)
         for layer in (self.modulation, self.output):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -69,10 +108,11 @@ class DiT(MeanVelocityNetwork):
     def sharded_blocks(self) -> list[nn.Module]:
         return list(self.blocks)
 
-    def condition(self, t: Tensor, s: Tensor | None, labels: Tensor | None, guidance_scale: Tensor | None) -> Tensor:
-        c = self.time(t)
-        if self.label is not None:
-            c = c + self.label(fill_labels(labels, len(t), self.spec.num_classes, t.device))
+    def told(
+        self, t: Tensor, s: Tensor | None, condition: Condition | None, guidance_scale: Tensor | None
+    ) -> Float[Tensor, "batch width"]:
+        """All that the blocks are modulated by: times, condition and λ, as one vector a sample."""
+        c = self.embedded(self.time(t), condition)
         if self.interval is not None and s is not None:
             c = c + self.interval(t - s)
         if self.guidance is not None and guidance_scale is not None:
@@ -81,27 +121,15 @@ class DiT(MeanVelocityNetwork):
 
     def forward(
         self,
-        x: Float[Tensor, "batch channels height width"],
+        x: Float[Tensor, "batch channels *spatial"],
         t: Float[Tensor, " batch"],
         s: Float[Tensor, " batch"] | None = None,
-        labels: Int[Tensor, " batch"] | None = None,
+        condition: Condition | None = None,
         guidance_scale: Float[Tensor, " batch"] | None = None,
-    ) -> Float[Tensor, "batch channels height width"]:
-        condition = self.condition(t, s, labels, guidance_scale)
-        h = self.patches(self.to_tokens(x)) + self.position
+    ) -> Float[Tensor, "batch channels *spatial"]:
+        told = self.told(t, s, condition, guidance_scale)
+        h = self.patches(to_tokens(x, self.patch_size)) + self.position
         for block in self.blocks:
-            h = block(h, condition)
-        shift, scale = self.modulation(condition).chunk(2, dim=1)
-        return self.to_image(self.output(modulate(self.norm(h), shift, scale)))
-
-    def to_tokens(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, tokens, C * patch²]."""
-        p, (rows, columns) = self.spec.patch_size, self.grid
-        x = x.reshape(len(x), x.shape[1], rows, p, columns, p)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(len(x), rows * columns, -1)
-
-    def to_image(self, tokens: Tensor) -> Tensor:
-        """[B, tokens, C * patch²] -> [B, C, H, W]."""
-        p, (rows, columns) = self.spec.patch_size, self.grid
-        x = tokens.reshape(len(tokens), rows, columns, -1, p, p)
-        return x.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * p, columns * p)
+            h = block(h, told)
+        shift, scale = self.modulation(told).chunk(2, dim=1)
+        return to_image(self.output(modulate(self.norm(h), shift, scale)), self.grid, self.patch_size)

@@ -66,10 +66,3 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, labels: Int[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
         return self.table(labels)
-
-
-def fill_labels(labels: Tensor | None, batch: int, num_classes: int, device: torch.device) -> Tensor:
-    """Labels [B] as given, or 'no label' for every sample when None."""
-    if labels is None:
-        return torch.full((batch,), num_classes, dtype=torch.long, device=device)
-    return labels

@@ -1,54 +1,57 @@
 """What a network is made of, as plain data: it is stored beside the weights and rebuilds the network."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from ayf_core.errors import AyfError
+from ayf_core.conditions import ConditionSpec
+from ayf_core.registry import find
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """Architecture of a mean-velocity network.
+    """A mean-velocity network: what every kind of network has in common, and its kind's own settings.
 
     Args:
-        kind: 'dit' for [C, H, W] data, 'mlp' for [D] data.
+        kind: a name of the room `network`, such as 'dit' for [C, *spatial] data or 'mlp' for [D] data.
+        settings: of that kind, by name: those of its settings class.
         shape: shape of one sample, without the batch.
-        num_classes: 0 or 1 for unconditional data.
-        width, depth: channels and number of blocks (layers for 'mlp').
-        heads, patch_size: of a 'dit'.
-        activation: of an 'mlp': relu, silu or gelu.
+        conditions: what the network is conditioned on; it has an embedder for each of them.
         interval: whether the network is told t - s (a flow map) or not (a velocity).
         guidance: whether the network is told the guidance scale λ.
+
+    Raises:
+        AyfError: an unknown kind, or settings that do not fit each other or the shape.
     """
 
     kind: str
+    settings: Mapping[str, Any]
     shape: tuple[int, ...]
-    num_classes: int
-    width: int
-    depth: int
-    heads: int = 4
-    patch_size: int = 1
-    activation: str = "silu"
+    conditions: ConditionSpec = field(default_factory=ConditionSpec)
     interval: bool = False
     guidance: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind == "dit":
-            if len(self.shape) != 3:
-                raise AyfError(f"a 'dit' takes samples of shape [C, H, W], got {self.shape}: use network kind 'mlp'")
-            if self.width % self.heads:
-                raise AyfError(f"width {self.width} is not a multiple of heads {self.heads}")
-            if any(side % self.patch_size for side in self.shape[1:]):
-                raise AyfError(f"patch_size {self.patch_size} does not divide the sample's sides {self.shape[1:]}")
-        elif self.kind == "mlp":
-            if len(self.shape) != 1:
-                raise AyfError(f"an 'mlp' takes samples of shape [D], got {self.shape}: use network kind 'dit'")
-        else:
-            raise AyfError(f"unknown network kind '{self.kind}': choose 'dit' or 'mlp'")
+        self.network.check(self.shape)
+
+    @property
+    def network(self) -> Any:
+        """The settings as an object of the kind's own class, which builds the network."""
+        return find("network", self.kind).load()(**self.settings)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"shape": list(self.shape)}
+        """Plain data, for `model.json`."""
+        return {
+            "kind": self.kind,
+            "settings": dict(self.settings),
+            "shape": list(self.shape),
+            "conditions": self.conditions.to_dict(),
+            "interval": self.interval,
+            "guidance": self.guidance,
+        }
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "NetworkSpec":
-        return cls(**fields | {"shape": tuple(fields["shape"])})
+    def from_dict(cls, fields: Mapping[str, Any]) -> "NetworkSpec":
+        """The opposite of `to_dict`."""
+        conditions = ConditionSpec.from_dict(fields["conditions"])
+        return cls(**{**fields, "shape": tuple(fields["shape"]), "conditions": conditions})

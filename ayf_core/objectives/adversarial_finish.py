@@ -9,7 +9,7 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from ayf_core.adversarial import discriminator_loss, gradient_ratio_weight, relativistic_generator_loss
-from ayf_core.networks import MeanVelocityNetwork
+from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.objectives.base import Batch, Loss, Objective
 from ayf_core.randomness import StepRandom
 from ayf_core.tangents import unwrap
@@ -18,14 +18,14 @@ LARGEST_RATIO = 1e4
 
 
 def one_step_samples(network: nn.Module, batch: Batch, random: StepRandom, guidance_scale: float | None) -> Tensor:
-    """Fakes f(x_1, 1, 0) with the labels of the batch, so that real and fake can be compared in pairs.
+    """Fakes f(x_1, 1, 0) with the condition of the batch, so that real and fake can be compared in pairs.
 
     Which jumps the fakes use is open in the paper; the full jump is where a few-step model is weakest.
     """
     noise = random.normal("fake noise", batch.x.shape[1:], batch.x.dtype)
     ones = torch.ones(len(noise), dtype=torch.float64, device=noise.device)
     scale = None if guidance_scale is None else ones * guidance_scale
-    return noise - network(noise, ones, 0 * ones, batch.labels, scale)
+    return noise - network(noise, ones, 0 * ones, batch.condition, scale)
 
 
 def average_over_workers(value: Tensor, rows: int) -> Tensor:
@@ -60,7 +60,7 @@ class AdversarialFinish:
         fake = one_step_samples(network, batch, random, self.guidance_scale)
         self.discriminator.requires_grad_(False)
         pairing = relativistic_generator_loss(
-            self.discriminator(batch.x, batch.labels), self.discriminator(fake, batch.labels)
+            self.discriminator(batch.x, batch.condition), self.discriminator(fake, batch.condition)
         )
         self.discriminator.requires_grad_(True)
         last = cast(MeanVelocityNetwork, unwrap(network)).last_layer
@@ -89,7 +89,7 @@ class DiscriminatorObjective:
     def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
         with torch.no_grad():
             fake = one_step_samples(self.generator, batch, random, self.guidance_scale)
-        parts = discriminator_loss(network, batch.x, fake, batch.labels, gamma_real=self.r1, gamma_fake=self.r2)
+        parts = discriminator_loss(network, batch.x, fake, batch.condition, gamma_real=self.r1, gamma_fake=self.r2)
         accuracy = (parts.real_logits > parts.fake_logits).double().mean()
         metrics = {
             "loss": parts.pairing.detach(),

@@ -3,17 +3,23 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from ayf_core.conditions import Condition
 from ayf_core.randomness import StepRandom
 
 
 class Batch(NamedTuple):
-    """Training samples: x [B, *D], labels [B]."""
+    """Training samples x [B, *D] and what they are conditioned on."""
 
     x: Float[Tensor, "batch *dims"]
-    labels: Int[Tensor, " batch"]
+    condition: Condition
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same on another device."""
+        return Batch(self.x.to(device, non_blocking=non_blocking), self.condition.to(device, non_blocking))
 
 
 @dataclass

@@ -1,14 +1,19 @@
 """AYF-LMD: Lagrangian map distillation (AYF, arXiv 2506.14603, theorem on the Lagrangian objective)."""
 
+from dataclasses import dataclass
+
 from torch import nn
 
 from ayf_core.interpolants import expand
 from ayf_core.objectives.base import Batch, Loss
-from ayf_core.objectives.distillation import Distillation, tangent_loss
+from ayf_core.objectives.distillation import Distillation
 from ayf_core.randomness import StepRandom
+from ayf_core.registry import register
 from ayf_core.tangents import lagrangian_direction, value_and_derivative
 
 
+@register("objective", "lmd", title="Student, AYF-LMD", colour="#E69F00", needs_teacher=True)
+@dataclass(frozen=True, kw_only=True)
 class LagrangianDistillation(Distillation):
     """The end of a jump must move with the teacher's velocity there when its target time moves.
 
@@ -18,11 +23,15 @@ class LagrangianDistillation(Distillation):
     """
 
     def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
-        point = self.draw(batch, random)
+        point = self.draw(batch, random).point
         value, derivative = value_and_derivative(network, point, lagrangian_direction(point), self.tangent.backend)
         interval = expand(point.t - point.s, derivative)
         predicted = point.x - interval * value.detach()
         velocity = self.velocity(predicted, point.s, point)
-        tangent = (value.detach() - velocity) - self.tangent.warmup(step) * interval * derivative
-        loss, finite = tangent_loss(value, tangent, self.weight(point), self.tangent)
-        return Loss(loss, self.report(network, point, tangent, derivative, finite, monitor, step))
+        tangent = (value.detach() - velocity) - self.tangent.warmup(step, self.steps) * interval * derivative
+        loss = self.loss(point, value, tangent)
+        if monitor:
+            loss.metrics |= self.diagnostics(point, tangent, derivative, step)
+            here = self.velocity(point.x, point.t, point)
+            loss.metrics |= self.on_the_diagonal("velocity_residual", network, point, here)
+        return loss

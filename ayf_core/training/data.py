@@ -1,36 +1,47 @@
 """Where a training loop's samples come from, and in which order."""
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ayf_core.conditions import Condition
 from ayf_core.data.latents import LatentDataset
 from ayf_core.objectives.base import Batch
 from ayf_core.randomness import StepRandom, derive_seed
 
 
 class TrainingData(Protocol):
-    """A finite set of samples, addressed by index."""
+    """A finite set of samples, addressed by index: read on the host, made into a batch where they are trained on."""
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Int[Tensor, " batch"], random: StepRandom) -> Batch: ...
+    def read(self, indices: Int[Tensor, " batch"]) -> dict[str, Tensor]:
+        """What there is of the samples, by name, on the host. Called in a thread of its own, ahead of time."""
+        ...
+
+    def batch(self, read: Mapping[str, Tensor], random: StepRandom) -> Batch:
+        """The samples to train on, from what was read and moved to `random.device`: draws are made there."""
+        ...
 
 
 class TensorData:
-    """Samples that fit in memory: x [N, *D] and labels [N]."""
+    """Samples that fit in memory: x [N, *D] and what each is conditioned on."""
 
-    def __init__(self, x: Tensor, labels: Tensor):
+    def __init__(self, x: Tensor, condition: Condition):
         self.x = x
-        self.labels = labels
+        self.condition = condition
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def batch(self, indices: Tensor, random: StepRandom) -> Batch:
-        return Batch(self.x[indices], self.labels[indices])
+    def read(self, indices: Tensor) -> dict[str, Tensor]:
+        return {"x": self.x[indices], **self.condition.rows(indices)}
+
+    def batch(self, read: Mapping[str, Tensor], random: StepRandom) -> Batch:
+        return Batch(read["x"], Condition({name: read[name] for name in self.condition}))
 
 
 class LatentData:
@@ -38,14 +49,20 @@ class LatentData:
 
     def __init__(self, dataset: LatentDataset):
         self.dataset = dataset
+        self._space = dataset.space
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batch(self, indices: Tensor, random: StepRandom) -> Batch:
+    def read(self, indices: Tensor) -> dict[str, Tensor]:
         mean, std, labels = self.dataset.mean_std_labels(indices)
-        noise = random.normal("posterior", mean.shape[1:]).to(mean.device)
-        return Batch(self.dataset.space.normalise(mean + std * noise), labels)
+        return {"mean": mean, "std": std, "labels": labels}
+
+    def batch(self, read: Mapping[str, Tensor], random: StepRandom) -> Batch:
+        mean = read["mean"]
+        noise = random.normal("posterior", mean.shape[1:], mean.dtype)
+        self._space = self._space.to(mean.device)  # copied there once: a copy in each step would wait for the device
+        return Batch(self._space.normalise(mean + read["std"] * noise), Condition(labels=read["labels"]))
 
 
 class ShuffledOrder:
@@ -67,9 +84,10 @@ class ShuffledOrder:
             self._epochs = recent | {epoch: torch.randperm(self.size, generator=generator)}
         return self._epochs[epoch]
 
-    def indices(self, step: int) -> Int[Tensor, " global_batch"]:
-        """The global batch of a step, counted from 0."""
-        positions = torch.arange(step * self.global_batch, (step + 1) * self.global_batch)
+    def indices(self, step: int, rows: slice | None = None) -> Int[Tensor, " rows"]:
+        """The samples of a step, counted from 0: those in `rows` of its global batch, None for all."""
+        start, stop, _ = (rows or slice(None)).indices(self.global_batch)
+        positions = torch.arange(step * self.global_batch + start, step * self.global_batch + stop)
         chosen = torch.empty_like(positions)
         for epoch in torch.unique(positions // self.size).tolist():
             inside = positions // self.size == epoch

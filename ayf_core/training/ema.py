@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ayf_core.errors import AyfError
 from ayf_core.files import parse_json
-from ayf_core.training.shards import gathered, local, shard_like
+from ayf_core.training.sharding import gathered, local, shard_like
 
 METADATA = "ayf_ema"  # the entry of a snapshot file that says what it is
 WIDEST_STD = 12**-0.5  # the profile is flat (γ = 0) there
@@ -54,8 +54,7 @@ def power_function_beta(std: float, step: int, previous_step: int | None = None)
 
 
 def power_function_correlation(step_a: float, std_a: float, step_b: float, std_b: float) -> float:
-    """Inner product ∫ p_a p_b dτ of two averaging profiles p(τ) = (γ + 1) τ^γ / t^(γ + 1) on [0, t] (eq.
-    151).
+    """Inner product ∫ p_a p_b dτ of two averaging profiles p(τ) = (γ + 1) τ^γ / t^(γ + 1) on [0, t] (eq. 151).
 
     With e the profile that ends earlier and l the one that ends later,
     (γ_e + 1)(γ_l + 1) / (γ_e + γ_l + 1) · (t_e / t_l)^γ_l / t_l.
@@ -85,11 +84,30 @@ def solve_posthoc_coefficients(
         raise AyfError("two EMA snapshots share one step and std; pass each once")
     gram = np.array([[power_function_correlation(*a, *b) for b in profiles] for a in profiles])
     wanted = np.array([power_function_correlation(*a, out_step, out_std) for a in profiles])
-    # Profiles near step 1 are 1e6 times as tall as those near step 1e6: unit diagonal keeps the solve well
-    # scaled.
+    # Profiles near step 1 are 1e6 times as tall as those near step 1e6: a unit diagonal keeps the solve well scaled.
     scale = 1 / np.sqrt(np.diag(gram))
     coefficients = scale * np.linalg.solve(gram * np.outer(scale, scale), wanted * scale)
     return coefficients / coefficients.sum()
+
+
+def reconstruction_error(in_steps: Sequence[int], in_stds: Sequence[float], out_step: int, out_std: float) -> float:
+    """How far the averaging profile of a reconstruction is from the wanted one: ‖Σ c_i p_i - p‖ / ‖p‖, exactly.
+
+    0 is the wanted average itself, whatever the weights did; 1 is as far as no average at all. The reconstructed
+    weights differ from the wanted ones by the same combination of the training's path.
+
+    Raises:
+        AyfError: as `solve_posthoc_coefficients` does.
+    """
+    coefficients = solve_posthoc_coefficients(in_steps, in_stds, out_step, out_std)
+    signed = [*zip(coefficients, in_steps, in_stds, strict=True), (-1.0, out_step, out_std)]
+    squared = sum(
+        float(a * b) * power_function_correlation(step_a, std_a, step_b, std_b)
+        for a, step_a, std_a in signed
+        for b, step_b, std_b in signed
+    )
+    wanted = power_function_correlation(out_step, out_std, out_step, out_std)
+    return max(0.0, squared / wanted) ** 0.5
 
 
 class Snapshot(NamedTuple):
@@ -248,12 +266,10 @@ def load_snapshots(folder: Path) -> list[Snapshot]:
 def reconstruct(
     snapshots: Sequence[Snapshot | tuple[int, float, dict[str, Tensor]]], std: float, step: int | None = None
 ) -> dict[str, Tensor]:
-    """The average of width `std` at `step` (default: the last stored), from snapshots of other widths
-    (algorithm 3).
+    """The average of width `std` at `step` (default: the last stored), from snapshots of other widths (algorithm 3).
 
-    Sums in float64 and returns the stored dtype. Buffers and whole numbers come from the last snapshot
-    used. More snapshots give a closer fit; one step of two widths alone cannot reach a much narrower
-    profile.
+    Sums in float64 and returns the stored dtype. Buffers and whole numbers come from the last snapshot used. More
+    snapshots give a closer fit; `reconstruction_error` says how close, `rebuilt` refuses a bad one.
 
     Raises:
         AyfError: no snapshot at or before `step`, or std out of range.
@@ -276,3 +292,38 @@ def reconstruct(
         return total.to(newest.dtype)
 
     return {name: combine(name) for name in last.weights}
+
+
+LARGEST_ERROR = 0.15
+"""Of a profile that `rebuilt` accepts, relative: above, the average is visibly another one."""
+_WIDTHS = tuple(width / 200 for width in range(2, 58))  # 0.01, 0.015, ..., 0.285: those that a refusal looks through
+
+
+class Reconstruction(NamedTuple):
+    """The weights of an average that was not kept, its width, and how far off its profile is (0.03 = 3 %)."""
+
+    weights: dict[str, Tensor]
+    std: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"EMA width {self.std:g} rebuilt from snapshots, its averaging profile off by {100 * self.error:.2g} %"
+
+
+def rebuilt(snapshots: Sequence[Snapshot], std: float) -> Reconstruction:
+    """The average of width `std` at the last stored step, and how far off it is.
+
+    Raises:
+        AyfError: its profile is off by more than `LARGEST_ERROR`: the widths that can be had are named.
+    """
+    steps, stds = [s.step for s in snapshots], [s.std for s in snapshots]
+    error = reconstruction_error(steps, stds, max(steps), std)
+    if error > LARGEST_ERROR:
+        good = [width for width in _WIDTHS if reconstruction_error(steps, stds, max(steps), width) <= LARGEST_ERROR]
+        choose = f"{good[0]:g} to {good[-1]:g}" if good else ", ".join(f"{width:g}" for width in sorted(set(stds)))
+        raise AyfError(
+            f"EMA width {std:g} cannot be rebuilt from the snapshots of widths "
+            f"{', '.join(f'{width:g}' for width in sorted(set(stds)))}: its averaging profile would be off by "
+            f"{100 * error:.0f} %, more than {100 * LARGEST_ERROR:.0f} %; choose {choose}, or train with more widths"
+        )
+    return Reconstruction(reconstruct(snapshots, std), std, error)

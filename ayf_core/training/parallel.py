@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ayf_core.errors import AyfError
-from ayf_core.networks import MeanVelocityNetwork
+from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.tangents import unwrap
 from ayf_core.training.context import TrainingContext
-from ayf_core.training.shards import is_sharded, shard_like, whole
+from ayf_core.training.sharding import is_sharded, shard_like, whole
 
 SHARDINGS = ("none", "full")
 SHARDS_SINCE = "2.11"  # compared as versions are, not as words
@@ -76,7 +76,7 @@ def synchronise(wrapped: nn.Module, wanted: bool) -> None:
         module.set_requires_gradient_sync(wanted)
 
 
-def settle(network: nn.Module) -> None:
+def reshard(network: nn.Module) -> None:
     """Back to shards: the outermost module keeps its weights gathered after a pass that no backward followed."""
     module: Any = network
     if is_sharded(network):

@@ -61,7 +61,7 @@ def quality_figure(metrics: pd.DataFrame, measure: str | None = None) -> go.Figu
         _add_floor(figure, rows["nfe"], floor)
     styled(figure, heading, x="network calls for one sample")
     figure.update_xaxes(**measured_ticks(rows["nfe"]))
-    if measure in names.LOWER_IS_BETTER:
+    if names.lower_is_better(measure):
         figure.update_yaxes(**log_axis(pd.Series([*rows[measure], *([floor] if floor else [])])))
     return figure
 
@@ -76,7 +76,7 @@ def cost_figure(metrics: pd.DataFrame, measure: str | None = None) -> go.Figure:
         missing = "No evaluation here has measured the seconds an image takes."
         return empty(heading, missing, EVALUATE)
     figure = go.Figure()
-    sign = 1 if measure in names.LOWER_IS_BETTER else -1
+    sign = 1 if names.lower_is_better(measure) else -1
     best = pareto_front(rows["seconds_per_image"], sign * rows[measure])
     front = rows[best].sort_values("seconds_per_image")
     figure.add_scatter(
@@ -138,9 +138,8 @@ def quality_table(metrics: pd.DataFrame) -> pd.DataFrame:
     rows = metrics[metrics["sweep"] == "quality"]
     if rows.empty:
         return pd.DataFrame()
-    wanted = dict.fromkeys([distance_of(metrics), "fd_test", "sliced_wasserstein", "precision", "recall", "copy_ratio"])
     table = pd.DataFrame({"Model": _labels(rows), "Network calls": rows["nfe"].astype(int)})
-    for name in [name for name in wanted if name in rows]:
+    for name in [name for name in names.in_tables(distance_of(metrics)) if name in rows]:
         half_widths = rows.get(f"{name}_ci95", pd.Series(float("nan"), rows.index))
         table[names.measure(name)] = [with_interval(*pair) for pair in zip(rows[name], half_widths, strict=True)]
     seconds = rows["seconds_per_image"] if "seconds_per_image" in rows else pd.Series(float("nan"), rows.index)

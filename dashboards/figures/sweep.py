@@ -197,7 +197,7 @@ def learning_curves_figure(curves: pd.DataFrame, trials: pd.DataFrame, metric: s
         )  # fmt: skip
         named.add(name)
     styled(figure, heading, x="training step")
-    if (rows["value"] > 0).all() and metric.partition("/")[0] in names.LOWER_IS_BETTER:
+    if (rows["value"] > 0).all() and names.lower_is_better(metric.partition("/")[0]):
         figure.update_yaxes(**log_axis(rows["value"]))
     return figure
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,18 @@ class Stage:
         if path not in self.inputs:
             raise AyfError(f"{self.name} reads {path}, which dvc.yaml does not list among its deps: add it there")
         return self.inputs[path]
+
+    def check_watched(self, places: Iterable[Path]) -> None:
+        """Raises AyfError for a folder that no declared dep holds: no change of it would be noticed."""
+        for place in places:
+            real = (self.root / place).resolve()
+            deps = {dep: (self.root / dep).resolve() for dep in self.inputs}
+            if not any(real == dep or dep in real.parents for dep in deps.values()):
+                data = next((dep for dep in deps if dep.startswith("data/")), "data/images")
+                raise AyfError(
+                    f"{place} is not inside {data}, so DVC would not see that it changes: put the files there, "
+                    f"or links to them (`cp -rs {real} {data}/`), and name that folder"
+                )
 
     def output(self, path: str) -> Path:
         """Where to write a declared output: a place in scratch, published once the stage has finished."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ayf_core.conditions import Condition
 from ayf_core.errors import AyfError
 from ayf_core.training.context import TrainingContext
 from ayf_core.velocity import VelocityField
@@ -44,10 +45,11 @@ class TeacherServer:
         return self._field.evaluations_per_call
 
     @torch.no_grad()
-    def velocity(self, x: Tensor, t: Tensor, labels: Tensor | None, guidance_scale: Tensor | None) -> Tensor:
-        """v(x, t | labels, λ) [B, *D], from and to the host's memory."""
-        moved = [part if part is None else part.to(self._device) for part in (labels, guidance_scale)]
-        return self._field(x.to(self._device), t.to(self._device), *moved).cpu()
+    def velocity(self, x: Tensor, t: Tensor, condition: Condition | None, guidance_scale: Tensor | None) -> Tensor:
+        """v(x, t | condition, λ) [B, *D], from and to the host's memory."""
+        told = None if condition is None else condition.to(self._device)
+        scale = None if guidance_scale is None else guidance_scale.to(self._device)
+        return self._field(x.to(self._device), t.to(self._device), told, scale).cpu()
 
 
 class ServedVelocity:
@@ -60,11 +62,13 @@ class ServedVelocity:
         self.evaluations_per_call: int = ray.get(server.evaluations_per_call.remote())
 
     def __call__(
-        self, x: Tensor, t: Tensor, labels: Tensor | None = None, guidance_scale: Tensor | None = None
+        self, x: Tensor, t: Tensor, condition: Condition | None = None, guidance_scale: Tensor | None = None
     ) -> Tensor:
         import ray
 
-        asked = [part if part is None else part.detach().cpu() for part in (x, t, labels, guidance_scale)]
+        told = None if condition is None else condition.to("cpu")
+        scale = None if guidance_scale is None else guidance_scale.detach().cpu()
+        asked = (x.detach().cpu(), t.detach().cpu(), told, scale)
         try:
             return ray.get(self._server.velocity.remote(*asked)).to(x.device)
         except ray.exceptions.ActorDiedError as error:

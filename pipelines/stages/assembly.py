@@ -9,19 +9,25 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ayf_core.data.datasets import DataSet, load_dataset
+from ayf_core.conditions import ConditionSpec, class_labels
 from ayf_core.data.latents import LatentDataset
-from ayf_core.networks import MeanVelocityNetwork, NetworkSpec
+from ayf_core.data.sets.base import DataSet
+from ayf_core.guidance.scale import GuidanceRange
+from ayf_core.networks.base import MeanVelocityNetwork
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.registry import Chosen, find
+from ayf_core.settings import settings_of
 from ayf_core.training.artefact import save_model
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TrainingData
-from ayf_core.training.optimisers import OptimiserSettings
-from ayf_core.training.shards import gathered
-from ayf_core.training.trainer import Callback, LoopSettings, Phase, Trainer
+from ayf_core.training.phases import Phase
+from ayf_core.training.settings import LoopOptions, TrainingSettings
+from ayf_core.training.trainer import Callback, Trainer
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
 from pipelines.settings.runtime import RuntimeConfig
+from pipelines.stages import components
 
 
 class Watch(Protocol):
@@ -39,18 +45,24 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a training function is told, beside its own settings; plain data that travels to the workers."""
+    """What a training function is told, beside its own settings; plain data that travels to the workers.
+
+    Attributes:
+        data, features, neighbours: the data set, and what it will be evaluated by.
+    """
 
     seed: int
     runtime: RuntimeConfig
-    data: schema.Data
+    data: Chosen
+    features: Chosen
+    neighbours: int
     latents: Path | None = None
     codec: Path | None = None
     watch: Watch | None = None
 
     def dataset(self) -> DataSet:
-        """The images or points themselves."""
-        return load_dataset(seed=self.seed, **dataclasses.asdict(self.data))
+        """The images or points themselves. Raises AyfError where evaluation could not measure against them."""
+        return components.load(self.data, self.seed, self.features, self.neighbours)
 
     def latent_dataset(self) -> LatentDataset:
         """The latents to train on."""
@@ -59,8 +71,10 @@ class Job:
 
 
 def data_job(config: schema.Config, stage: Stage) -> Job:
-    """The job of a stage that trains on the data themselves."""
-    return Job(seed=config.seed, runtime=stage.runtime, data=config.data)
+    """The job of a stage that trains on the data themselves; whatever these are read from is watched."""
+    job = _job(config, stage)
+    stage.check_watched(job.data.build().reads())
+    return job
 
 
 def latent_job(config: schema.Config, stage: Stage) -> Job:
@@ -70,7 +84,17 @@ def latent_job(config: schema.Config, stage: Stage) -> Job:
         LatentDataset(latents / split).verify()
     stage.run.log_dataset_input("data/latents", stage.digest("data/latents"))
     codec = stage.input("models/codec")
-    return dataclasses.replace(data_job(config, stage), latents=latents, codec=codec, watch=stage.watch)
+    return dataclasses.replace(_job(config, stage), latents=latents, codec=codec, watch=stage.watch)
+
+
+def _job(config: schema.Config, stage: Stage) -> Job:
+    return Job(
+        seed=config.seed,
+        runtime=stage.runtime,
+        data=components.data_set(config.data),
+        features=components.features(config.features),
+        neighbours=config.evaluation.neighbours,
+    )
 
 
 def keep_model(config: schema.Config, stage: Stage, output: str) -> None:
@@ -79,29 +103,24 @@ def keep_model(config: schema.Config, stage: Stage, output: str) -> None:
     stage.run.register_model(folder, f"{config.data.name}-{folder.name}", "current")
 
 
-def optimiser(training: schema.Training, learning_rate: float | None = None) -> OptimiserSettings:
-    return OptimiserSettings(
-        learning_rate=learning_rate or training.learning_rate,
-        beta1=training.beta1,
-        beta2=training.beta2,
-        weight_decay=training.weight_decay,
-        warmup_steps=training.warmup_steps,
-        schedule=training.schedule,
-        gradient_clip=training.gradient_clip,
-    )
+def training_settings(training: schema.Training) -> TrainingSettings:
+    """The library's own class of these settings."""
+    return TrainingSettings(**dataclasses.asdict(training))
 
 
-def network_spec(network: schema.Network, latents: LatentDataset, **conditions: bool) -> NetworkSpec:
+def data_conditions(latents: LatentDataset) -> ConditionSpec:
+    """What the samples of these latents are conditioned on."""
+    return class_labels(latents.num_classes)
+
+
+def network_spec(network: schema.Network, latents: LatentDataset) -> NetworkSpec:
+    """A velocity network for these latents; it is told what distinguishes them."""
+    kind = find("network", network.kind).load()
     return NetworkSpec(
         kind=network.kind,
+        settings={name: getattr(network, name) for name in settings_of(kind)},
         shape=tuple(latents.shape),
-        num_classes=latents.num_classes,
-        width=network.width,
-        depth=network.depth,
-        heads=network.heads,
-        patch_size=network.patch_size,
-        activation=network.activation,
-        **conditions,
+        conditions=data_conditions(latents).informative(),
     )
 
 
@@ -109,21 +128,19 @@ def fit(
     phases: list[Phase], data: TrainingData, training: schema.Training, job: Job, context: TrainingContext
 ) -> FollowAverages:
     """Train, and return the averages of the first phase's network."""
-    network = phases[0].network
-    averages = FollowAverages(network, training.ema_stds, context, training.steps)
+    network, settings = phases[0].network, training_settings(training)
+    averages = FollowAverages(network, settings, context)
     followers: list[Callback] = [averages]
     if job.watch is not None:
         followers.append(job.watch(network, averages, training, job, context))
-    loop = LoopSettings(
-        steps=training.steps,
-        batch_size=training.batch_size,
-        seed=job.seed,
-        micro_batch=job.runtime.micro_batch,
-        log_every=job.runtime.log_every,
-        checkpoint_every=job.runtime.checkpoint_every,
-        sharding=job.runtime.sharding,
+    runtime = job.runtime
+    options = LoopOptions(
+        micro_batch=runtime.micro_batch,
+        log_every=runtime.log_every,
+        checkpoint_every=runtime.checkpoint_every,
+        sharding=runtime.sharding,
     )
-    Trainer(phases, data, loop, context, followers).fit()
+    Trainer(phases, data, settings, context, followers, seed=job.seed, options=options).fit()
     return averages
 
 
@@ -135,10 +152,17 @@ def finish(
     context: TrainingContext,
     *,
     role: str,
+    guidance: GuidanceRange | None = None,
     **details: Any,
 ) -> dict[str, Any]:
-    """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs."""
-    weights = gathered(averages.ema.weights(training.ema_std), keep=context.rank == 0)
+    """Rank 0 writes the averaged model with its codec and EMA snapshots; returns what the driver logs.
+
+    Args:
+        role: 'velocity' or 'flow_map', which says how the model is sampled.
+        guidance: the guidance scales that the model learnt.
+        details: more for `model.json`.
+    """
+    weights = averages.published()
     if context.rank == 0:
         assert job.codec is not None
         save_model(
@@ -150,6 +174,7 @@ def finish(
             space=job.latent_dataset().space,
             snapshots=averages.folder,
             ema_std=training.ema_std,
+            guidance=guidance,
             **details,
         )
     return {"parameters": sum(parameter.numel() for parameter in network.parameters())}

@@ -1,4 +1,4 @@
-"""Distil the (autoguided) teacher into a flow map, by the Eulerian or the Lagrangian objective."""
+"""Train a flow map by one of the objectives: from the (guided) teacher, or from data alone."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from ayf_core.flow_map import load_network
-from ayf_core.networks import build_network, copy_shared_weights
-from ayf_core.objectives import (
-    Distillation,
-    EulerianDistillation,
-    GuidanceLaw,
-    LagrangianDistillation,
-    TangentSettings,
-)
+from ayf_core.guidance.scale import GuidanceLaw
+from ayf_core.networks.base import MeanVelocityNetwork
+from ayf_core.networks.build import build_network, copy_shared_weights
+from ayf_core.networks.files import load_network
+from ayf_core.objectives.flow_map import FlowMapObjective
+from ayf_core.objectives.tangent import TangentSettings
 from ayf_core.randomness import StepRandom
+from ayf_core.registry import find
+from ayf_core.settings import settings_of
 from ayf_core.times import IntervalLaw
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
-from ayf_core.training.trainer import Phase
-from ayf_core.velocity import VelocityField, guided
+from ayf_core.training.phases import Phase
+from ayf_core.velocity import VelocityField
 from pipelines.execution.stage import Stage
 from pipelines.execution.teacher_servers import served
 from pipelines.settings import experiment as schema
 from pipelines.settings.runtime import RuntimeConfig
-from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, optimiser
-
-OBJECTIVES = {"emd": EulerianDistillation, "lmd": LagrangianDistillation}
+from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec
 
 
 def run(config: schema.Config, stage: Stage) -> None:
     name = stage.item["objective"]
     job = latent_job(config, stage)
-    result = stage.train(train, {"job": job, "distill": config.distill, "name": name, **teachers(stage)})
+    settings = {"job": job, "distill": config.distill, "network": config.teacher.network, "name": name}
+    result = stage.train(train, settings | (teachers(stage) if needs_teacher(name) else {}))
     stage.run.log_values({"parameters": result["parameters"], "tangent_error": result["tangent_error"]})
     keep_model(config, stage, f"models/{name}")
 
@@ -54,37 +52,45 @@ def teachers(stage: Stage) -> dict[str, Path]:
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
     distill: schema.Distill = settings["distill"]
-    training: schema.Training = getattr(distill, settings["name"]).training
-    teacher, _ = load_network(settings["teacher"])
-    guidance = guidance_law(distill.guidance)
-    torch.manual_seed(job.seed)
-    network = build_network(dataclasses.replace(teacher.spec, interval=True, guidance=guidance is not None))
-    copy_shared_weights(teacher, network)
+    name: str = settings["name"]
+    training: schema.Training = getattr(distill, name).training
+    limits = guidance_of(distill, name).range
+    network = start(settings, guided=limits is not None)
     data = LatentData(job.latent_dataset())
-    with teacher_velocity(settings, distill.guidance.kind, context) as velocity:
-        objective = distillation(distill, settings["name"], velocity)
-        error = checked(objective, network, data, job, distill, context)
-        phase = Phase(settings["name"], network, objective, optimiser(training))
+    with teacher_velocity(settings, distill, name, context) as velocity:
+        objective = distillation(distill, name, velocity, training.steps)
+        error = checked(objective, network, data, job, context)
+        phase = Phase(name=name, network=network, objective=objective)
         averages = fit([phase], data, training, job, context)
-    result = finish(
-        network,
-        averages,
-        training,
-        job,
-        context,
-        role="flow_map",
-        objective=settings["name"],
-        guidance_range=guidance_range(distill.guidance),
-    )
+    result = finish(network, averages, training, job, context, role="flow_map", objective=name, guidance=limits)
     return result | {"tangent_error": error}
 
 
+def start(settings: dict[str, Any], guided: bool) -> MeanVelocityNetwork:
+    """The flow map's network before training: the teacher's velocity, or fresh weights where there is no teacher."""
+    job: Job = settings["job"]
+    if "teacher" not in settings:
+        torch.manual_seed(job.seed)
+        spec = network_spec(settings["network"], job.latent_dataset())
+        return build_network(dataclasses.replace(spec, interval=True, guidance=guided))
+    teacher, _ = load_network(settings["teacher"])
+    torch.manual_seed(job.seed)
+    network = build_network(dataclasses.replace(teacher.spec, interval=True, guidance=guided))
+    copy_shared_weights(teacher, network)
+    return network
+
+
 def teacher_velocity(
-    settings: dict[str, Any], kind: str, context: TrainingContext
-) -> AbstractContextManager[VelocityField]:
-    """The (guided) teacher beside the student, or on servers of its own where the runtime asks for some."""
+    settings: dict[str, Any], distill: schema.Distill, name: str, context: TrainingContext
+) -> AbstractContextManager[VelocityField | None]:
+    """The (guided) teacher beside the student, or on servers of its own where the runtime asks for some.
+
+    None for an objective that needs no teacher.
+    """
+    if not needs_teacher(name):
+        return nullcontext(None)
     runtime: RuntimeConfig = settings["job"].runtime
-    load = partial(load_guided, kind, settings["teacher"], settings["weak_teacher"])
+    load = partial(load_guided, distill.guidance.kind, settings["teacher"], settings["weak_teacher"])
     if runtime.teacher_workers == 0:
         return nullcontext(load(context.device))
     return served(
@@ -96,51 +102,41 @@ def teacher_velocity(
     )
 
 
+def needs_teacher(objective: str) -> bool:
+    """Whether an objective learns from a teacher's velocity, or from the data alone."""
+    return bool(find("objective", objective).facts["needs_teacher"])
+
+
 def load_guided(kind: str, teacher: Path, weak_teacher: Path, device: torch.device) -> VelocityField:
+    """The velocity of the teacher under a kind of guidance; travels to the teacher servers."""
     strong, _ = load_network(teacher, device)
     weak, _ = load_network(weak_teacher, device)
-    return guided(kind, strong, weak, strong.spec.num_classes)
+    return find("guidance", kind).load().build(strong, weak, strong.spec.conditions)
 
 
-def guidance_law(guidance: schema.Guidance) -> GuidanceLaw | None:
-    if guidance.kind == "none":
-        return None
-    return GuidanceLaw(minimum=guidance.scale_min, maximum=guidance.scale_max)
+def guidance_of(distill: schema.Distill, objective: str) -> GuidanceLaw:
+    """The kind of guidance with the law of its scale; none for an objective without a teacher to guide."""
+    guidance = distill.guidance
+    kind = find("guidance", guidance.kind if needs_teacher(objective) else "none").load()
+    return kind(**{name: getattr(guidance, name) for name in settings_of(kind)})
 
 
-def guidance_range(guidance: schema.Guidance) -> list[float] | None:
-    return None if guidance.kind == "none" else [guidance.scale_min, guidance.scale_max]
-
-
-def distillation(distill: schema.Distill, name: str, velocity: VelocityField) -> Distillation:
-    tangent = distill.tangent
-    steps = getattr(distill, name).training.steps
-    return OBJECTIVES[name](
-        teacher=velocity,
+def distillation(distill: schema.Distill, name: str, velocity: VelocityField | None, steps: int) -> FlowMapObjective:
+    """The objective of this name, for a training of so many steps."""
+    given: dict[str, Any] = {"teacher": velocity, "guidance": guidance_of(distill, name)} if needs_teacher(name) else {}
+    return find("objective", name).load()(
         time_law=IntervalLaw(**dataclasses.asdict(distill.time_law)),
-        guidance=guidance_law(distill.guidance),
+        tangent=TangentSettings(**dataclasses.asdict(distill.tangent)),
         weighting=distill.weighting,
-        tangent=TangentSettings(
-            backend=tangent.backend,
-            warmup_max=tangent.warmup_max,
-            warmup_steps=round(tangent.warmup_fraction * steps),
-            normalise=tangent.normalise,
-            normalisation_constant=tangent.normalisation_constant,
-            divide_by_sqrt_dim=tangent.divide_by_sqrt_dim,
-        ),
+        steps=steps,
+        **given,
     )
 
 
 def checked(
-    objective: Distillation,
-    network: nn.Module,
-    data: LatentData,
-    job: Job,
-    distill: schema.Distill,
-    context: TrainingContext,
+    objective: FlowMapObjective, network: nn.Module, data: LatentData, job: Job, context: TrainingContext
 ) -> float:
     """The derivative engine's error on this network; refuses to train above the tolerance."""
     random = StepRandom(job.seed, 0, 2, device=context.device)
-    batch = data.batch(torch.arange(2) % len(data), random)
-    batch = type(batch)(*(part.to(context.device) for part in batch))
-    return objective.self_check(network.to(context.device), batch, random, distill.tangent.self_check_tolerance)
+    read = {name: tensor.to(context.device) for name, tensor in data.read(torch.arange(2) % len(data)).items()}
+    return objective.self_check(network.to(context.device), data.batch(read, random), random)

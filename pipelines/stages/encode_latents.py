@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ayf_core.data.codecs import Codec, load_codec
-from ayf_core.data.datasets import DataSet, Split
+from ayf_core.data.codecs.base import Codec
+from ayf_core.data.codecs.files import load_codec
 from ayf_core.data.latent_shards import ShardNote, join, shard_is_whole, shard_name, write_manifest, write_shard
 from ayf_core.data.latents import Batch, LatentDataset
+from ayf_core.data.sets.base import DataSet, Split
 from ayf_core.errors import Preempted
 from ayf_core.training.context import TrainingContext
 from pipelines.execution.stage import Stage
@@ -43,7 +44,7 @@ def run(config: Config, stage: Stage) -> None:
     job = dataclasses.replace(data_job(config, stage), codec=stage.input("models/codec"))
     stage.train(encode, {"job": job, "shard_size": SHARD_SIZE})
     dataset, codec = job.dataset(), load_codec(stage.input("models/codec"))
-    shape = codec.latent_shape(dataset.train.x.shape[1:])
+    shape = codec.latent_shape(dataset.shape)
     shards = shards_of(dataset, SHARD_SIZE)
     for name in ("train", "test"):
         folder = stage.training_folder() / "final" / name

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ayf_core.evaluation.catalogue import measures
 from ayf_core.evaluation.intervals import confidence_interval
-from ayf_core.flow_map import load_network
-from ayf_core.generator import Generator
-from ayf_core.velocity import VelocityField, guided
+from ayf_core.networks.files import load_network
+from ayf_core.registry import find
+from ayf_core.sampling.generator import Generator
 from pipelines.execution.ray_train import torch_device, worker_threads
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
+from pipelines.stages import components
 from pipelines.stages.bench import Bench
-from pipelines.stages.pictures import POINTS_SHOWN, class_rows, grid
+from pipelines.stages.pictures import grid, preview_inputs
 
 Measures = dict[str, float]
 
@@ -31,26 +33,42 @@ def run(config: schema.Config, stage: Stage) -> None:
     torch.set_num_threads(worker_threads(stage.runtime))
     name = stage.item["model"]
     device = torch_device(stage.runtime)
-    model = Generator.load(stage.input(f"models/{name}"), device)
+    model = guided(Generator.load(stage.input(f"models/{name}"), device), config, stage)
+    stage.check_watched(components.data_set(config.data).build().reads())
     bench = Bench(config, stage.input("models/features"), device)
-    evaluation = Evaluation(config, stage, model, bench)
+    evaluation = Evaluation(config.evaluation, model, bench, stage.scratch / "measured.json")
     rows = [evaluation.row("quality", evaluations=n) for n in evaluation.evaluations]
-    rows += [evaluation.row("guidance", evaluations=n, scale=scale) for n, scale in evaluation.guidance()]
-    if model.role == "flow_map":
-        rows += [
-            evaluation.row("gamma", evaluations=config.evaluation.guidance_steps, gamma=gamma)
-            for gamma in config.evaluation.gammas
-        ]
+    rows += [
+        evaluation.row("guidance", evaluations=n, scale=scale)
+        for n, scale in model.sampler.guidance_curve(config.evaluation)
+    ]
+    rows += [
+        evaluation.row("gamma", evaluations=n, gamma=gamma) for n, gamma in model.sampler.gamma_curve(config.evaluation)
+    ]
     document = {"model": name, "distance": bench.distance, "floor": bench.floor(config.seed), "rows": rows}
     output = stage.output(f"reports/evaluation/{name}.json")
     output.write_text(json.dumps(document, indent=2) + "\n")
     tell(stage, evaluation, document)
 
 
+def guided(model: Generator, config: schema.Config, stage: Stage) -> Generator:
+    """The model guided as the teacher was while it was distilled, where it is one that is guided from outside.
+
+    The weak teacher itself is measured as it is: it is what the others are guided away from.
+    """
+    guidance = find("guidance", config.distill.guidance.kind)
+    if model.sampler.takes_settings or not guidance.facts["needs_scale"]:
+        return model
+    weak_teacher, card = load_network(stage.input("models/weak_teacher"), torch_device(stage.runtime))
+    if card["sha256"] == model.card["sha256"]:
+        return model
+    return model.guided_by(guidance.load().build(model.network, weak_teacher, model.spec.conditions))
+
+
 def tell(stage: Stage, evaluation: Evaluation, document: dict[str, Any]) -> None:
     """Log headline figures, the whole document and pictures; seconds go to MLflow only, being no result."""
     quality = [row for row in document["rows"] if row["sweep"] == "quality"]
-    for measure in (document["distance"], "recall"):
+    for measure in [name for name, about in measures().items() if about.facts.get("logged")]:
         stage.run.log_values({f"{measure}/nfe_{row['nfe']}": row[measure] for row in quality if measure in row})
     stage.run.log_values({f"seconds_per_image/nfe_{n}": s for n, s in evaluation.seconds_per_sample().items()})
     stage.run.set_tags({"ayf.model": document["model"]})
@@ -64,36 +82,18 @@ def tell(stage: Stage, evaluation: Evaluation, document: dict[str, Any]) -> None
 
 
 class Evaluation:
-    """One model on the bench: averages over seeds, and remembers what an earlier attempt measured."""
+    """One model on the bench: averages over seeds, and remembers in a file what an earlier attempt measured."""
 
-    def __init__(self, config: schema.Config, stage: Stage, model: Generator, bench: Bench):
-        self.settings = config.evaluation
+    def __init__(self, settings: schema.Evaluation, model: Generator, bench: Bench, memory: Path):
+        self.settings = settings
         self.model = model
         self.bench = bench
-        self.guided = None
-        if stage.item["model"] == "teacher" and config.distill.guidance.kind != "none":
-            # The teacher guided as it was distilled.
-            weak_teacher, _ = load_network(stage.input("models/weak_teacher"), torch_device(stage.runtime))
-            self.guided = guided(config.distill.guidance.kind, model.network, weak_teacher, model.spec.num_classes)
-        self.memory = Memory(stage.scratch / "measured.json")
-        steps, calls = config.evaluation.steps, config.evaluation.teacher_evaluations
-        self.evaluations = steps if model.role == "flow_map" else calls
-
-    def guidance(self) -> list[tuple[int, float]]:
-        """(evaluations, λ) of the guidance curve: of a student within what it learnt, of the teacher all."""
-        if self.model.role == "velocity":
-            if self.guided is None:
-                return []
-            calls = sorted(self.settings.teacher_evaluations)
-            return [(calls[len(calls) // 2], scale) for scale in self.settings.guidance_scales]
-        return [(self.settings.guidance_steps, scale) for scale in self.scales() if scale is not None]
+        self.memory = Memory(memory)
+        self.evaluations = model.sampler.evaluations(settings)
 
     def scales(self) -> list[float | None]:
-        """The guidance scales that a student learnt, of those asked for; [None] of a model without that input."""
-        limits = self.model.guidance_range
-        if limits is None:
-            return [None]
-        return [scale for scale in self.settings.guidance_scales if limits[0] <= scale <= limits[1]]
+        """The guidance scales to show pictures of; [None] of a model without that input."""
+        return self.model.sampler.scales(self.settings.guidance_scales)
 
     def row(self, sweep: str, *, evaluations: int, scale: float | None = None, gamma: float = 0.0) -> dict[str, Any]:
         """One line of the result: where it was measured, then each measure's mean and half width of its interval."""
@@ -103,10 +103,7 @@ class Evaluation:
             key = f"{evaluations}/{scale}/{gamma}/{seed}"
             known = self.memory.recall(key)
             if known is None:
-                velocity: VelocityField | None = self.guided if scale is not None else None
-                x, nfe, seconds = self.bench.draw(
-                    self.model, evaluations, seed, guidance_scale=scale, gamma=gamma, velocity=velocity
-                )
+                x, nfe, seconds = self.bench.draw(self.model, evaluations, seed, guidance_scale=scale, gamma=gamma)
                 spent = {"nfe": nfe, "seconds_per_sample": seconds / len(x)}
                 known = self.memory.keep(key, spent | self.bench.measure(x, seed))
             nfe = int(known["nfe"])
@@ -130,10 +127,8 @@ class Evaluation:
 
     def preview(self, evaluations: int, scale: float | None = None) -> Tensor:
         """A hundred samples, ten a class; or points by the thousand."""
-        labels = class_rows(self.model.spec.num_classes, columns=10)
-        noise = self.model.draw_noise(POINTS_SHOWN if self.model.makes_points else len(labels), seed=0)
-        conditions = labels.to(noise.device) if self.model.spec.num_classes > 1 else None
-        return self.model.sample(noise, evaluations, conditions, guidance_scale=scale).x.cpu()
+        noise, condition = preview_inputs(self.model, columns=10, seed=0)
+        return self.model.sample(noise, evaluations, condition, guidance_scale=scale).x.cpu()
 
 
 NOT_MEASURES = ("nfe", "seconds_per_sample")

@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 
-from ayf_core.flow_map import load_network
+from ayf_core.guidance.scale import UNGUIDED, GuidanceRange
 from ayf_core.networks.discriminator import build_discriminator
-from ayf_core.objectives import AdversarialFinish, DiscriminatorObjective
+from ayf_core.networks.files import load_network
+from ayf_core.objectives.adversarial_finish import AdversarialFinish, DiscriminatorObjective
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
-from ayf_core.training.trainer import Phase
+from ayf_core.training.phases import Phase
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages.assembly import finish, fit, keep_model, latent_job, optimiser
-from pipelines.stages.distill import distillation, guidance_range, teacher_velocity, teachers
+from pipelines.stages.assembly import data_conditions, finish, fit, keep_model, latent_job
+from pipelines.stages.distill import distillation, teacher_velocity, teachers
 
 
 def run(config: schema.Config, stage: Stage) -> None:
@@ -41,32 +42,32 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     network, card = load_network(settings["student"], context.device)
     network.requires_grad_(True)
     torch.manual_seed(job.seed)
-    spec = network.spec
+    latents = job.latent_dataset()
     discriminator = build_discriminator(
-        spec.shape, width=adversarial.discriminator.width, num_classes=spec.num_classes
+        network.spec.shape, width=adversarial.discriminator.width, conditions=data_conditions(latents)
     ).to(context.device)
-    limits = card["guidance_range"]
-    # λ = 1 asks for the data's own law, which is what the discriminator sees.
-    scale = None if limits is None else min(max(1.0, limits[0]), limits[1])
+    limits = GuidanceRange.from_list(card["guidance_range"])
+    # Unguided asks for the data's own law, which is what the discriminator sees.
+    scale = None if limits is None else limits.clamp(UNGUIDED)
     judge = DiscriminatorObjective(generator=network, r1=adversarial.r1, r2=adversarial.r2, guidance_scale=scale)
     training = adversarial.training
-    with teacher_velocity(settings, distill.guidance.kind, context) as velocity:
+    with teacher_velocity(settings, distill, card["objective"], context) as velocity:
         sharpened = AdversarialFinish(
-            distillation=distillation(distill, card["objective"], velocity).past_warmup(),
+            distillation=distillation(distill, card["objective"], velocity, training.steps).past_warmup(),
             discriminator=discriminator,
             weight=adversarial.weight,
             guidance_scale=scale,
         )
         phases = [
-            Phase("student", network, sharpened, optimiser(training)),
+            Phase(name="student", network=network, objective=sharpened),
             Phase(
-                "discriminator",
-                discriminator,
-                judge,
-                optimiser(training, adversarial.discriminator_learning_rate),
+                name="discriminator",
+                network=discriminator,
+                objective=judge,
+                learning_rate=adversarial.discriminator_learning_rate,
             ),
         ]
-        averages = fit(phases, LatentData(job.latent_dataset()), training, job, context)
+        averages = fit(phases, LatentData(latents), training, job, context)
     return finish(
         network,
         averages,
@@ -75,5 +76,5 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
         context,
         role="flow_map",
         objective=card["objective"],
-        guidance_range=guidance_range(distill.guidance),
+        guidance=limits,
     )

@@ -10,10 +10,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ayf_core.conditions import ClassLabels, Condition
+from ayf_core.errors import AyfError
+from ayf_core.sampling.generator import Generator
+
 PAPER, INK, GAP = 255, (40, 40, 40), 2
 POINT_BINS, POINT_REACH = 160, 1.25
 POINTS_SHOWN = 20_000
 """Enough to see a density of points."""
+MOST_ROWS = 10
+"""Of classes in one picture."""
 
 
 def grid(x: Tensor, columns: int | None = None, side: int = 40) -> Image.Image:
@@ -59,20 +65,32 @@ def labelled_columns(columns: Mapping[str, Image.Image], title_height: int = 26)
     return sheet
 
 
-def stacked(images: Sequence[Image.Image]) -> Image.Image:
-    """Pictures under one another."""
-    width = max(image.width for image in images)
-    sheet = Image.new("RGB", (width, sum(image.height for image in images)), (PAPER,) * 3)
-    top = 0
-    for image in images:
-        sheet.paste(image, (0, top))
-        top += image.height
-    return sheet
+def preview_inputs(
+    model: Generator, columns: int, seed: int, labels: Sequence[int] | None = None
+) -> tuple[Tensor, Condition]:
+    """Noise and condition of a picture of a model's samples, one class a row.
+
+    A row of `columns` for each of `labels` (of the first ten classes, if none are named); as many rows as columns of a
+    model without classes; of one that makes points enough of them to see their density.
+
+    Raises:
+        AyfError: a label that the model does not know.
+    """
+    classes = _classes(model)
+    if labels is None:
+        labels = range(min(classes, MOST_ROWS))
+    unknown = [label for label in labels if not 0 <= label < classes]
+    if unknown:
+        choose = f"choose 0 to {classes - 1}" if classes else "it has none, leave labels out"
+        raise AyfError(f"label {unknown[0]} is not one of the model's classes: {choose}")
+    rows = torch.tensor(list(labels), dtype=torch.long).repeat_interleave(columns)
+    count = POINTS_SHOWN if model.makes_points else len(rows) or columns**2
+    noise = model.draw_noise(count, seed)
+    if not classes:
+        return noise, Condition()
+    return noise, Condition(labels=rows[torch.arange(count) % len(rows)].to(noise.device))
 
 
-def class_rows(num_classes: int, columns: int) -> Tensor:
-    """Labels [columns * rows], one class a row, up to ten rows; of a single class as many rows of zeros as columns."""
-    if num_classes <= 1:
-        return torch.zeros(columns**2, dtype=torch.long)
-    rows = min(num_classes, 10)
-    return torch.arange(rows).repeat_interleave(columns)
+def _classes(model: Generator) -> int:
+    known = model.spec.conditions.get("labels")
+    return known.num_classes if isinstance(known, ClassLabels) else 0

@@ -13,12 +13,14 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from ayf_core.generator import Generator
-from dashboards.names import TITLES
+from ayf_core.evaluation.catalogue import measures
+from ayf_core.registry import Component
+from ayf_core.sampling.generator import Generator
+from dashboards.names import in_tables, titles
 from dashboards.page import store_page, write
 from pipelines.execution.stage import Stage
 from pipelines.settings.experiment import Config
-from pipelines.stages.pictures import POINTS_SHOWN, class_rows, grid, labelled_columns
+from pipelines.stages.pictures import grid, labelled_columns, preview_inputs
 
 DASHBOARD = "reports/dashboard.html"
 
@@ -42,12 +44,12 @@ def run(config: Config, stage: Stage) -> None:
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The evaluation of each model, by its name, in the order of `TITLES`."""
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in TITLES}
+    """The evaluation of each model, by its name, in the order of `titles`."""
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in titles()}
 
 
 def results_table(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """A row for each model and setting; `distance` is fd of images, jsd of points."""
+    """A row for each model and setting; `distance` is the headline measure of the data."""
     rows = [
         {"model": name, **row, "distance": row[result["distance"]]}
         for name, result in results.items()
@@ -78,39 +80,49 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def samples_picture(stage: Stage, config: Config) -> Image.Image:
-    """The same noise through the finished student at 1, 2 and 4 steps, and through the teacher."""
+    """The same noise through the finished student at each number of steps, and once through the teacher."""
+    columns = 6
     student = Generator.load(stage.input("models/adversarial"))
     teacher = Generator.load(stage.input("models/teacher"))
-    columns = 6
-    labels = class_rows(student.spec.num_classes, columns)
-    noise = student.draw_noise(POINTS_SHOWN if student.makes_points else len(labels), config.seed)
-    conditions = labels if student.spec.num_classes > 1 else None
+    noise, condition = preview_inputs(student, columns, config.seed)
     pictures = {
-        f"{steps} step{'s' if steps > 1 else ''}": grid(student.sample(noise, steps, conditions).x, columns)
-        for steps in (1, 2, 4)
+        f"{steps} step{'' if steps == 1 else 's'}": grid(student.sample(noise, steps, condition).x, columns)
+        for steps in student.sampler.evaluations(config.evaluation)
     }
-    pictures["teacher, 63 evaluations"] = grid(teacher.sample(noise, 63, conditions).x, columns)
+    calls = max(teacher.sampler.evaluations(config.evaluation))
+    pictures[f"teacher, {calls} evaluation{'' if calls == 1 else 's'}"] = grid(
+        teacher.sample(noise, calls, condition).x, columns
+    )
     return labelled_columns(pictures)
 
 
 def cells(rows: pd.DataFrame, best: float, distance: str) -> pd.DataFrame:
     """The rows as a person reads them: figures with the half width of their 95 % interval."""
-    measures = [distance, "fd_test", "sliced_wasserstein", "precision", "recall", "coverage", "copy_ratio"]
-    table = pd.DataFrame({"model": rows["model"].map(TITLES), "evaluations": rows["nfe"].astype(int)})
+    table = pd.DataFrame({"model": rows["model"].map(titles()), "evaluations": rows["nfe"].astype(int)})
     if rows["guidance_scale"].notna().any():
         table["guidance scale"] = rows["guidance_scale"]
-    for name in [measure for measure in measures if measure in rows]:
+    for name, measure in shown(rows, distance).items():
         pairs = zip(rows[name], rows[f"{name}_ci95"], strict=True)
-        table[name] = [f"{value:.3g}" + ("" if pd.isna(ci) else f" ± {ci:.1g}") for value, ci in pairs]
+        table[name] = [
+            format(value, measure.facts["format"]) + ("" if pd.isna(ci) else f" ± {ci:.1g}") for value, ci in pairs
+        ]
         if name == distance:
             table["ratio to best teacher"] = [f"{value / best:.2f}" for value in rows[name]]
     return table
 
 
+def shown(rows: pd.DataFrame, distance: str) -> dict[str, Component]:
+    """The measures of a table: the distance first, then those that are registered for tables."""
+    return {name: measures()[name] for name in in_tables(distance) if name in rows}
+
+
 def markdown(results: dict[str, dict[str, Any]], table: pd.DataFrame, summary: dict[str, Any]) -> str:
     """Both tables and the floor, for a README."""
     best, distance = summary["best_teacher"], results["teacher"]["distance"]
-    floor = ", ".join(f"{name} {value:.3g}" for name, value in results["teacher"]["floor"].items())
+    known = measures()
+    floor = ", ".join(
+        f"{name} {format(value, known[name].facts['format'])}" for name, value in results["teacher"]["floor"].items()
+    )
     parts = [markdown_table(cells(table[table["sweep"] == "quality"], best, distance))]
     parts += [f"Real training data against real test data, at the same counts: {floor}."]
     if (table["sweep"] == "guidance").any():

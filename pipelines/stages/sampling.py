@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ayf_core.errors import AyfError
-from ayf_core.generator import Generator
-from ayf_core.samplers import SamplingSettings, read_grid
-from pipelines.stages.pictures import POINTS_SHOWN, class_rows, grid
+from ayf_core.sampling.generator import Generator
+from ayf_core.sampling.settings import SamplingSettings, read_grid
+from pipelines.stages.pictures import grid, preview_inputs
 
 
 def sample_grid(
@@ -30,7 +31,7 @@ def sample_grid(
     count: int = 10,
     out: Path,
 ) -> str:
-    """Write a PNG: a row of `count` samples for each label (of every class, if none is named).
+    """Write a picture: a row of `count` samples for each label (of every class, if none is named).
 
     Args:
         guidance_scale, gamma, time_grid: in place of what is stored with the model for this number of steps.
@@ -42,26 +43,30 @@ def sample_grid(
     Raises:
         AyfError: for a model that is not there or damaged, a label that it does not know, or settings it cannot take.
     """
+    check_picture_name(out)
     generator = Generator.load(local_model(str(model), root), ema_std=ema_std)
-    classes = generator.spec.num_classes
-    unknown = [label for label in labels or [] if not 0 <= label < max(classes, 1)]
-    if unknown:
-        raise AyfError(f"label {unknown[0]} is not one of the model's classes: choose 0 to {classes - 1}")
-    chosen = torch.tensor(labels).repeat_interleave(count) if labels else class_rows(classes, count)
-    noise = generator.draw_noise(POINTS_SHOWN if generator.makes_points else len(chosen), seed)
+    noise, condition = preview_inputs(generator, count, seed, labels)
     renoise = torch.Generator().manual_seed(seed)
-    conditions = chosen if classes > 1 else None
-    if generator.role == "flow_map":
+    if generator.sampler.takes_settings:
         how, words = _settings(generator, steps, untuned, guidance_scale, gamma, time_grid)
-        drawn = generator.sample(noise, steps, conditions, generator=renoise, **how.arguments(steps))
+        drawn = generator.sample(noise, steps, condition, generator=renoise, **how.arguments(steps))
     else:
         if gamma or time_grid:
-            raise AyfError("a velocity network is sampled by an ODE solver: leave --gamma and --grid out")
-        words = "an ODE solver"
-        drawn = generator.sample(noise, steps, conditions, guidance_scale)
+            raise AyfError(f"{model} is sampled by {generator.sampler.words}: leave --gamma and --grid out")
+        words = generator.sampler.words
+        drawn = generator.sample(noise, steps, condition, guidance_scale=guidance_scale)
     out.parent.mkdir(parents=True, exist_ok=True)
     grid(drawn.x, columns=count).save(out)
-    return words
+    return f"{words}, {generator.rebuilt}" if generator.rebuilt else words
+
+
+def check_picture_name(out: Path) -> None:
+    """Raise AyfError where no picture can be written to a file of this name: sampling may take long."""
+    known = Image.registered_extensions()
+    if known.get(out.suffix.lower()) not in Image.SAVE:
+        raise AyfError(f"{out}: no picture can be written with the ending '{out.suffix}': name a file such as grid.png")
+    if out.is_dir():
+        raise AyfError(f"{out} is a folder: name a file such as {out / 'grid.png'}")
 
 
 def _settings(

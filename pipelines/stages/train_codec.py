@@ -1,4 +1,4 @@
-"""Train the codec that turns images into latents, or name a pretrained one, or pass pixels and points through."""
+"""Make the codec between data and latents: trained here, pretrained, or none at all, as the chosen one says."""
 
 from __future__ import annotations
 
@@ -8,30 +8,52 @@ from typing import Any
 import torch
 from torch import nn
 
-from ayf_core.data.codecs import AutoencoderKLCodec, IdentityCodec
+from ayf_core.conditions import Condition
+from ayf_core.data.codecs.base import CodecChoice
+from ayf_core.errors import AyfError
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
-from ayf_core.training.trainer import Phase
+from ayf_core.training.phases import Phase
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages.assembly import Job, data_job, fit, optimiser
+from pipelines.stages import components
+from pipelines.stages.assembly import Job, data_job, fit
+
+SMALLEST_SIDE = 4
+"""Of latent images: the discriminator that finishes a student takes no smaller ones."""
 
 
 def run(config: schema.Config, stage: Stage) -> None:
     job = data_job(config, stage)
-    if config.codec.kind == "identity":
-        IdentityCodec().save(stage.output("models/codec"))
-    elif config.codec.pretrained is not None:
-        images = job.dataset().train.x
-        codec = AutoencoderKLCodec.from_pretrained(config.codec.pretrained, image_channels=images.shape[1])
-        codec.latent_shape(images.shape[1:])
-        codec.save(stage.output("models/codec"))
-    else:
-        result = stage.train(train, {"job": job, "codec": config.codec})
+    codec = components.codec(config.codec)
+    if codec.build().needs_training:
+        result = stage.train(train, {"job": job, "codec": codec, "training": config.codec.training})
         stage.keep("models/codec")
         stage.run.log_values({"reconstruction_rmse": result["reconstruction_rmse"]})
+    else:
+        shape = job.dataset().shape
+        made = codec.build().make(shape)
+        check_latents(made.latent_shape(shape), config)
+        made.save(stage.output("models/codec"))
+
+
+def check_latents(shape: tuple[int, ...], config: schema.Config) -> None:
+    """Raises AyfError where the networks to come could not take latents [C, H, W] of this shape."""
+    if len(shape) != 3:
+        return
+    if min(shape[1:]) < SMALLEST_SIDE:
+        raise AyfError(
+            f"the codec makes latents of {shape[1]} x {shape[2]}, at least {SMALLEST_SIDE} x {SMALLEST_SIDE} are "
+            "needed: raise data.image_size or choose a codec that halves the side less often"
+        )
+    for name, network in (("teacher", config.teacher.network), ("weak_teacher", config.weak_teacher.network)):
+        if any(side % network.patch_size for side in shape[1:]):
+            raise AyfError(
+                f"{name}.network.patch_size = {network.patch_size}: the codec makes latents of "
+                f"{shape[1]} x {shape[2]}; choose a divisor"
+            )
 
 
 @dataclass(frozen=True)
@@ -47,22 +69,16 @@ class Reconstruction:
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
+    training: schema.Training = settings["training"]
     dataset = job.dataset()
-    codec_settings: schema.Codec = settings["codec"]
+    choice: CodecChoice = settings["codec"].build()
     torch.manual_seed(job.seed)
-    codec = AutoencoderKLCodec.create(
-        image_channels=dataset.train.x.shape[1],
-        latent_channels=codec_settings.latent_channels,
-        channels=codec_settings.channels,
-        layers_per_block=codec_settings.layers_per_block,
-        norm_num_groups=schema.NORM_GROUPS,
-        kl_weight=codec_settings.kl_weight,
-    )
-    objective = Reconstruction(codec.latent_shape(dataset.train.x.shape[1:]))
-    phase = Phase("codec", codec, objective, optimiser(codec_settings.training))
-    data = TensorData(dataset.train.x, dataset.train.labels)
-    averages = fit([phase], data, codec_settings.training, job, context)
-    codec.load_state_dict(averages.ema.weights(codec_settings.training.ema_std))
+    codec: Any = choice.make(dataset.shape)
+    objective = Reconstruction(codec.latent_shape(dataset.shape))
+    phase = Phase(name="codec", network=codec, objective=objective)
+    data = TensorData(dataset.train.x, Condition(labels=dataset.train.labels))
+    averages = fit([phase], data, training, job, context)
+    codec.load_state_dict(averages.published())
     codec.eval().cpu()
     if context.rank == 0:
         codec.save(context.folder / "final")

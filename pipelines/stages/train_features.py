@@ -1,4 +1,4 @@
-"""Train the classifier whose features the Fréchet distance is measured in, where the settings ask for one."""
+"""Make the features that distances are measured in: a classifier is trained where the chosen ones ask for one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ayf_core.evaluation.features import SmallClassifier
+from ayf_core.conditions import Condition
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
-from ayf_core.training.trainer import Phase
+from ayf_core.training.phases import Phase
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages.assembly import Job, data_job, fit, optimiser
+from pipelines.stages.assembly import Job, data_job, fit
 
 NOISE = 0.1
 """Standard deviation of the noise added to training images: features should not hang on single pixels."""
@@ -25,31 +25,37 @@ NOISE = 0.1
 def run(config: schema.Config, stage: Stage) -> None:
     output = stage.output("models/features")
     output.mkdir(exist_ok=True)
-    if config.features.kind == "classifier":
-        result = stage.train(train, {"job": data_job(config, stage), "features": config.features})
+    job = data_job(config, stage)
+    features = job.features.build()
+    if features.needs_training:
+        result = stage.train(train, {"job": job, "training": config.features.training})
         stage.keep("models/features")
         stage.run.log_values({"test_accuracy": result["test_accuracy"]})
-    (output / "features.json").write_text(json.dumps({"kind": config.features.kind}) + "\n")
+    about = {"kind": job.features.kind, **features.record(output)}
+    (output / "features.json").write_text(json.dumps(about) + "\n")
+    # Weights that are missing or must be downloaded first stop here, not when everything is trained.
+    features.extractor(output, "cpu")
 
 
 def classification(network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
     """Cross-entropy of noisy images."""
     logits = network(batch.x + NOISE * random.normal("augmentation", batch.x.shape[1:]))
-    loss = nn.functional.cross_entropy(logits, batch.labels)
-    accuracy = (logits.argmax(dim=1) == batch.labels).double().mean()
+    loss = nn.functional.cross_entropy(logits, batch.condition["labels"])
+    accuracy = (logits.argmax(dim=1) == batch.condition["labels"]).double().mean()
     return Loss(loss, {"loss": loss.detach(), "accuracy": accuracy})
 
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
+    training: schema.Training = settings["training"]
     dataset = job.dataset()
-    features: schema.Features = settings["features"]
+    features = job.features.build()
     torch.manual_seed(job.seed)
-    classifier = SmallClassifier(dataset.train.x.shape[1], dataset.num_classes, features.width)
-    phase = Phase("features", classifier, classification, optimiser(features.training))
-    data = TensorData(dataset.train.x, dataset.train.labels)
-    averages = fit([phase], data, features.training, job, context)
-    classifier.load_state_dict(averages.ema.weights(features.training.ema_std))
+    classifier = features.new(dataset.shape, dataset.num_classes)
+    phase = Phase(name="features", network=classifier, objective=classification)
+    data = TensorData(dataset.train.x, Condition(labels=dataset.train.labels))
+    averages = fit([phase], data, training, job, context)
+    classifier.load_state_dict(averages.published())
     classifier.eval().cpu()
     if context.rank == 0:
         classifier.save(context.folder / "final")

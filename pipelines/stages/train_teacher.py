@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 
-from ayf_core.networks import build_network
-from ayf_core.objectives import FlowMatching
+from ayf_core.networks.build import build_network
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.objectives.flow_matching import FlowMatching
 from ayf_core.times import LogitNormalTime
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
-from ayf_core.training.trainer import Phase
+from ayf_core.training.phases import Phase
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec, optimiser
+from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec
 
 
 def run(config: schema.Config, stage: Stage) -> None:
@@ -34,11 +35,15 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     latents = job.latent_dataset()
     torch.manual_seed(job.seed)
     network = build_network(network_spec(teacher.network, latents))
-    objective = FlowMatching(
-        time_law=LogitNormalTime(mean=teacher.time_law.mean, std=teacher.time_law.std),
-        null_label=latents.num_classes,
-        label_dropout=teacher.label_dropout,
-    )
-    phase = Phase(settings["name"], network, objective, optimiser(teacher.training))
+    phase = Phase(name=settings["name"], network=network, objective=flow_matching(teacher, network.spec))
     averages = fit([phase], LatentData(latents), teacher.training, job, context)
     return finish(network, averages, teacher.training, job, context, role="velocity")
+
+
+def flow_matching(teacher: schema.Teacher, spec: NetworkSpec) -> FlowMatching:
+    """What a network of this spec is trained by."""
+    return FlowMatching(
+        time_law=LogitNormalTime(mean=teacher.time_law.mean, std=teacher.time_law.std),
+        conditions=spec.conditions,
+        label_dropout=teacher.label_dropout,
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ayf_core.errors import AyfError
+from ayf_core.evaluation.catalogue import measures
 from pipelines.settings.model import literal
 
 if TYPE_CHECKING:
@@ -135,10 +136,13 @@ def note(
 
 def headline(metrics: Mapping[str, float]) -> str:
     """The one line that tells how good a result is: its distance at each number of network calls, or a figure."""
-    for distance in ("fd", "jsd"):
+    for distance, measure in measures().items():
+        if not measure.facts.get("headline"):
+            continue
         by_calls = {int(k.rpartition("_")[2]): v for k, v in metrics.items() if k.startswith(f"{distance}/nfe_")}
         if by_calls:
-            return f"{distance} " + ", ".join(f"{value:.3g} at {n}" for n, value in sorted(by_calls.items())) + " calls"
+            figures = (f"{format(value, measure.facts['format'])} at {n}" for n, value in sorted(by_calls.items()))
+            return f"{distance} {', '.join(figures)} calls"
     name = next((name for name in HEADLINES if name in metrics), None)
     return f"{name.replace('_', ' ')} {metrics[name]:.4g}" if name else ""
 

@@ -29,13 +29,14 @@ from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.checkpoints import load_state
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
-from ayf_core.training.optimisers import OptimiserSettings
 from ayf_core.training.parallel import distribute
-from ayf_core.training.shards import gathered, is_sharded
-from ayf_core.training.trainer import LoopSettings, Phase, Trainer
+from ayf_core.training.phases import Phase
+from ayf_core.training.settings import LoopOptions
+from ayf_core.training.sharding import gathered, is_sharded
+from ayf_core.training.trainer import Trainer
+from tests.ayf_core.trainings import training_settings
 
 pytestmark = pytest.mark.slow
-OPTIMISER = OptimiserSettings(learning_rate=1e-2, weight_decay=0.01)
 LAW = IntervalLaw(full_jump_fraction=0.1)
 SHAPES = {
     "dit": {"kind": "dit", "shape": (1, 4, 4), "patch_size": 2, "heads": 2, "width": 8, "depth": 2},
@@ -72,17 +73,10 @@ def network_of(kind, context, **conditions):
 
 
 def train(context, phases, data, sharding="none", steps=5, micro_batch=None):
-    settings = LoopSettings(
-        steps=steps,
-        batch_size=8,
-        seed=0,
-        micro_batch=micro_batch,
-        log_every=1,
-        checkpoint_every=3,
-        sharding=sharding,
-    )
-    averages = FollowAverages(phases[0].network, [0.05, 0.1], context, steps, snapshots=2)
-    trainer = Trainer(phases, data, settings, context, [averages])
+    settings = training_settings(steps=steps, weight_decay=0.01)
+    options = LoopOptions(micro_batch=micro_batch, log_every=1, checkpoint_every=3, sharding=sharding)
+    averages = FollowAverages(phases[0].network, settings, context, snapshots=2)
+    trainer = Trainer(phases, data, settings, context, [averages], seed=0, options=options)
     trainer.fit()
     networks = {phase.name: gathered(phase.network.state_dict()) for phase in phases}
     return {
@@ -95,7 +89,7 @@ def train(context, phases, data, sharding="none", steps=5, micro_batch=None):
 
 
 def match(context, sharding="none", micro_batch=None):
-    phase = Phase("teacher", network_of("mlp", context), FlowMatching(), OPTIMISER)
+    phase = Phase(name="teacher", network=network_of("mlp", context), objective=FlowMatching())
     return train(context, [phase], points()[1], sharding, micro_batch=micro_batch)
 
 
@@ -103,7 +97,7 @@ def distil(context, sharding="none", kind="dit", objective=EulerianDistillation,
     tangent = TangentSettings(warmup_steps=4, backend=backend)
     teacher, data = (ImageTeacher(), images()) if kind == "dit" else points()
     loss = objective(teacher=teacher, time_law=LAW, tangent=tangent)
-    phase = Phase("student", network_of(kind, context, interval=True), loss, OPTIMISER)
+    phase = Phase(name="student", network=network_of(kind, context, interval=True), objective=loss)
     return train(context, [phase], data, sharding, micro_batch=micro_batch)
 
 
@@ -115,8 +109,8 @@ def finish(context, sharding="none"):
     generator = AdversarialFinish(distillation=base, discriminator=discriminator, weight=0.1, guidance_scale=None)
     judge = DiscriminatorObjective(generator=student, r1=0.1, r2=0.1, guidance_scale=None)
     phases = [
-        Phase("student", student, generator, OPTIMISER),
-        Phase("discriminator", discriminator, judge, OPTIMISER),
+        Phase(name="student", network=student, objective=generator),
+        Phase(name="discriminator", network=discriminator, objective=judge),
     ]
     return train(context, phases, data, sharding)
 
@@ -146,7 +140,7 @@ class BrokenAtFirst(FlowMatching):
 
 
 def regress(context, objective, sharding="none"):
-    phase = Phase("teacher", network_of("mlp", context), objective(), OPTIMISER)
+    phase = Phase(name="teacher", network=network_of("mlp", context), objective=objective())
     return train(context, [phase], points()[1], sharding)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ayf_core.data.codecs import IdentityCodec
+from ayf_core.data.codecs.identity import IdentityCodec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.errors import AyfError
 from ayf_core.flow_map import FlowMap

@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from ayf_core.training.optimisers import OptimiserSettings, build_optimiser, learning_rate
+from ayf_core.errors import AyfError
+from ayf_core.registry import names
+from ayf_core.settings import settings_of
+from ayf_core.training.optimisers import build_optimiser, learning_rate
+from ayf_core.training.settings import TrainingSettings
+from tests.ayf_core.trainings import training_settings
 
 
 def rates(steps, total=100, **settings):
-    chosen = OptimiserSettings(learning_rate=2.0, **settings)
-    return [learning_rate(chosen, step, total) for step in steps]
+    chosen = training_settings(learning_rate=2.0, steps=total, **settings)
+    return [learning_rate(chosen, step) for step in steps]
 
 
 def test_warmup_grows_in_equal_steps_and_its_first_is_not_zero():
@@ -36,7 +41,13 @@ def test_inverse_square_root_schedule_joins_the_warmup_without_a_jump():
     assert later == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "inverse_sqrt"])
+def test_schedules_are_offered_by_name_and_another_name_is_refused_with_the_nearest():
+    assert settings_of(TrainingSettings)["schedule"].words() == ("constant", "cosine", "inverse_sqrt")
+    with pytest.raises(AyfError, match="unknown learning-rate schedule 'cosin': did you mean cosine"):
+        rates([50], schedule="cosin")
+
+
+@pytest.mark.parametrize("schedule", names("schedule"))
 @pytest.mark.parametrize("warmup", [0, 1, 100, 200])
 def test_learning_rate_is_positive_and_never_above_its_top(schedule, warmup):
     values = rates(range(100), warmup_steps=warmup, schedule=schedule)
@@ -46,7 +57,7 @@ def test_learning_rate_is_positive_and_never_above_its_top(schedule, warmup):
 def test_weight_decay_acts_on_matrices_alone():
     module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False))
     module[2].weight.requires_grad_(False)
-    optimizer = build_optimiser(module, OptimiserSettings(learning_rate=0.1, weight_decay=0.5))
+    optimizer = build_optimiser(module, training_settings(learning_rate=0.1, weight_decay=0.5))
     decayed, plain = optimizer.param_groups
     assert {id(p) for p in decayed["params"]} == {id(module[0].weight)}
     assert {id(p) for p in plain["params"]} == {id(module[0].bias), id(module[1].weight), id(module[1].bias)}
@@ -62,6 +73,6 @@ def test_weight_decay_acts_on_matrices_alone():
 
 
 def test_settings_reach_the_optimiser():
-    optimizer = build_optimiser(nn.Linear(2, 2), OptimiserSettings(learning_rate=0.3, beta1=0.5, beta2=0.7))
+    optimizer = build_optimiser(nn.Linear(2, 2), training_settings(learning_rate=0.3, beta1=0.5, beta2=0.7))
     assert optimizer.defaults["lr"] == 0.3
     assert optimizer.defaults["betas"] == (0.5, 0.7)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ayf_core.evaluation.features import PixelFeatures
+from ayf_core.evaluation.features.pixels import PixelFeatures
 from ayf_core.evaluation.quality import ImageReference, PointReference
 
 

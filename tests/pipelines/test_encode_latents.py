@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ayf_core.data import IdentityCodec, LatentDataset
+from ayf_core.data.codecs.identity import IdentityCodec
 from ayf_core.data.latent_shards import ShardNote, write_latents, write_manifest
+from ayf_core.data.latents import LatentDataset
 from ayf_core.errors import AyfError, Preempted
 from pipelines.settings import experiment as schema
 from pipelines.settings.runtime import RuntimeConfig

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ayf_core.data.codecs import AutoencoderKLCodec
+from ayf_core.data.codecs.diffusers_autoencoder import AutoencoderKLCodec
 from ayf_core.data.latent_shards import write_latents
 from ayf_core.data.latents import LatentSpace
-from ayf_core.evaluation.features import SmallClassifier
+from ayf_core.evaluation.features.small_classifier import SmallClassifier
 from ayf_core.networks import NetworkSpec, build_network
 from ayf_core.training.artefact import save_model
 from ayf_core.training.checkpoints import save_state

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ayf_core.data.codecs import load_codec
-from ayf_core.data.datasets import load_dataset
+from ayf_core.data.codecs.files import load_codec
 from ayf_core.data.latents import LatentDataset
 from ayf_core.errors import AyfError
-from ayf_core.evaluation.features import InceptionFeatures, SmallClassifier
+from ayf_core.evaluation.features.inception import InceptionFeatures
+from ayf_core.evaluation.features.small_classifier import SmallClassifier
 from ayf_core.flow_map import load_network
 from ayf_core.generator import Generator, read_sampling
 from ayf_core.training.checkpoints import load_state

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ayf_core.data.codecs import IdentityCodec
+from ayf_core.data.codecs.identity import IdentityCodec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.networks import NetworkSpec, build_network
 from ayf_core.training.artefact import save_model

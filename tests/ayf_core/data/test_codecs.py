@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ayf_core.data.codecs import AutoencoderKLCodec, Codec, IdentityCodec, load_codec
+from ayf_core.data.codecs.base import Codec
+from ayf_core.data.codecs.diffusers_autoencoder import AutoencoderKLCodec
+from ayf_core.data.codecs.files import load_codec
+from ayf_core.data.codecs.identity import IdentityCodec
 from ayf_core.errors import AyfError
 
 pytest.importorskip("diffusers")

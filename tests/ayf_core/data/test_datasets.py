@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from ayf_core.data import datasets
-from ayf_core.data.datasets import CHECKERBOARD_SCALE, load_dataset, sample_checkerboard, stratified_split
+from ayf_core.data.sets.base import stratified_split
+from ayf_core.data.sets.checkerboard import SCALE, sample_checkerboard
 from ayf_core.errors import AyfError
 
 Image = pytest.importorskip("PIL.Image")
@@ -61,7 +61,7 @@ def test_split_leaves_one_example_of_a_small_class_on_each_side() -> None:
 
 def test_checkerboard_is_uniform_on_the_eight_odd_squares_with_unit_std() -> None:
     points = sample_checkerboard(80_000, torch.Generator().manual_seed(0)).double()
-    square = torch.floor((points / CHECKERBOARD_SCALE + 4.0) / 2.0).clamp(0, 3).long()
+    square = torch.floor((points / SCALE + 4.0) / 2.0).clamp(0, 3).long()
     counts = torch.bincount(4 * square[:, 0] + square[:, 1], minlength=16).reshape(4, 4)
     odd = (torch.arange(4)[:, None] + torch.arange(4)) % 2 == 1
     assert counts[~odd].sum() <= 2  # float32 rounding at an edge

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ayf_core.data.datasets import CHECKERBOARD_HALF_WIDTH, sample_checkerboard
+from ayf_core.data.sets.checkerboard import HALF_WIDTH, sample_checkerboard
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.distances import (
     checkerboard_divergence,
@@ -195,7 +195,7 @@ def test_jensen_shannon_is_zero_for_equal_sets_and_log_two_for_separate_ones() -
 
 def test_checkerboard_divergence_does_not_depend_on_the_units_and_sees_a_wrong_board() -> None:
     first, second = (sample_checkerboard(1000, torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    h = CHECKERBOARD_HALF_WIDTH
+    h = HALF_WIDTH
     same = checkerboard_divergence(first, second, board_half_width=h)
     in_peer_units = checkerboard_divergence(first * 2 / h, second * 2 / h, board_half_width=2.0)
     mirrored = second * torch.tensor([-1.0, 1.0])

@@ -9,14 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ayf_core.data.datasets import load_dataset
 from ayf_core.errors import AyfError
-from ayf_core.evaluation.features import (
-    ClassifierFeatures,
-    InceptionFeatures,
-    PixelFeatures,
-    SmallClassifier,
-)
+from ayf_core.evaluation.features.inception import InceptionFeatures
+from ayf_core.evaluation.features.pixels import PixelFeatures
+from ayf_core.evaluation.features.small_classifier import ClassifierFeatures, SmallClassifier
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ayf_core.data.codecs import AutoencoderKLCodec
-from ayf_core.evaluation.features import SmallClassifier
+from ayf_core.data.codecs.diffusers_autoencoder import AutoencoderKLCodec
+from ayf_core.evaluation.features.small_classifier import SmallClassifier
 from ayf_core.networks import NetworkSpec, build_network
 from ayf_core.networks.discriminator import build_discriminator
 

@@ -1,8 +1,7 @@
-"""Codecs: from data to latents and back. Pixels or points as they are, or diffusers' AutoencoderKL.
+"""Diffusers' AutoencoderKL as a codec: its loss, its files, and how it is read again.
 
-A codec gives, for each example, a Gaussian over latents (mean and std), and turns latents back into data. A
-folder of a codec holds `codec.json` (+ `autoencoder/` in diffusers' own format, for one that was trained
-here).
+A folder of one holds `codec.json` and its weights in diffusers' own format (`autoencoder/`), or only the reference to
+a pretrained one.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,60 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ayf_core.data.codecs.files import CODEC_FILE, write_codec_file
 from ayf_core.errors import AyfError, require
-from ayf_core.files import first_line, read_json, write_whole
+from ayf_core.files import first_line, read_json
 
-FORMAT = 1
-CODEC_FILE = "codec.json"
 AUTOENCODER_FOLDER = "autoencoder"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
-
-
-@runtime_checkable
-class Codec(Protocol):
-    """What turns examples [B, *D] into latents [B, C, *L] and back."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of everything that decides what the codec computes."""
-        ...
-
-    def encode(self, x: Float[Tensor, " B *D"]) -> tuple[Float[Tensor, "B C *L"], Float[Tensor, "B C *L"]]:
-        """Mean and standard deviation of the latents of x."""
-        ...
-
-    def decode(self, latents: Float[Tensor, "B C *L"]) -> Float[Tensor, " B *D"]:
-        """Data for (denormalised) latents."""
-        ...
-
-    def latent_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of one latent, for the shape of one example (no batch dimension in either)."""
-        ...
-
-    def save(self, folder: str | Path) -> None:
-        """Write what `load_codec` reads."""
-        ...
-
-
-class IdentityCodec:
-    """Latents are the data themselves (pixels or points); the standard deviation is zero."""
-
-    @property
-    def fingerprint(self) -> str:
-        return "identity"
-
-    def encode(self, x: Float[Tensor, " B *D"]) -> tuple[Float[Tensor, " B *D"], Float[Tensor, " B *D"]]:
-        return x, torch.zeros_like(x)
-
-    def decode(self, latents: Float[Tensor, " B *D"]) -> Float[Tensor, " B *D"]:
-        return latents
-
-    def latent_shape(self, x_shape: Sequence[int]) -> tuple[int, ...]:
-        return tuple(x_shape)
-
-    def save(self, folder: str | Path) -> None:
-        _write_codec_file(Path(folder), {"kind": "identity"})
 
 
 class AutoencoderKLCodec(nn.Module):
@@ -283,7 +235,7 @@ class AutoencoderKLCodec(nn.Module):
             self.autoencoder.save_pretrained(place / AUTOENCODER_FOLDER, safe_serialization=True)
         else:
             content["pretrained"] = self.reference
-        _write_codec_file(place, content)
+        write_codec_file(place, content)
 
     def _posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self.latent_shape(x.shape[1:])
@@ -298,27 +250,16 @@ class AutoencoderKLCodec(nn.Module):
         return images.mean(dim=1, keepdim=True) if self.image_channels == 1 else images
 
 
-def load_codec(folder: str | Path) -> IdentityCodec | AutoencoderKLCodec:
-    """Read a codec that `save` wrote; a trained or pretrained one comes frozen and in evaluation mode.
+def read_autoencoder(folder: Path, content: Mapping[str, Any]) -> AutoencoderKLCodec:
+    """What `AutoencoderKLCodec.save` wrote, frozen and in evaluation mode.
+
+    Args:
+        content: of the folder's codec.json.
 
     Raises:
-        AyfError: naming the file that is missing, foreign, truncated, or not what it was when it was saved.
+        AyfError: as `load_codec` does.
     """
-    place = Path(folder)
-    file = place / CODEC_FILE
-    try:
-        content = read_json(file)
-    except FileNotFoundError:
-        raise AyfError(f"no codec at {place} ({CODEC_FILE} is missing): `dvc repro train_codec` makes it") from None
-    except (OSError, ValueError) as error:
-        raise AyfError(f"cannot read {file} ({error}): `dvc repro --force train_codec` makes it again") from error
-    if not isinstance(content, dict) or content.get("kind") not in ("identity", "autoencoder_kl"):
-        raise AyfError(f"{file} does not describe a codec: name a folder that `dvc repro train_codec` made")
-    if content.get("format") != FORMAT:
-        raise AyfError(f"{file} has format {content.get('format')}, this version reads {FORMAT}: make it again")
-    if content["kind"] == "identity":
-        return IdentityCodec()
-
+    file = folder / CODEC_FILE
     try:
         image_channels, fingerprint = content["image_channels"], content["fingerprint"]
         kl_weight, pretrained = content["kl_weight"], content.get("pretrained")
@@ -330,13 +271,13 @@ def load_codec(folder: str | Path) -> IdentityCodec | AutoencoderKLCodec:
         codec = AutoencoderKLCodec.from_pretrained(image_channels=image_channels, **pretrained)
         weights = f"{pretrained['source']} (named in {file})"
     else:
-        autoencoder = _load_autoencoder(place / AUTOENCODER_FOLDER)
+        autoencoder = _load_autoencoder(folder / AUTOENCODER_FOLDER)
         if not isinstance(image_channels, int):
             raise AyfError(
                 f"{file} says {image_channels!r} for image_channels: `dvc repro --force train_codec` mends it"
             )
         codec = AutoencoderKLCodec(autoencoder, image_channels=image_channels, kl_weight=kl_weight)
-        weights = str(place / AUTOENCODER_FOLDER / WEIGHTS_FILE)
+        weights = str(folder / AUTOENCODER_FOLDER / WEIGHTS_FILE)
     if codec.fingerprint != fingerprint:
         raise AyfError(f"the codec weights {weights} are not those it was saved with: make the codec again")
     return codec.eval().requires_grad_(False)
@@ -382,8 +323,3 @@ def _plain_config(autoencoder: Any) -> dict[str, Any]:
 def _autoencoder_class() -> Any:
     diffusers = require("diffusers", extra="platform", needed_for="an AutoencoderKL codec")
     return diffusers.AutoencoderKL
-
-
-def _write_codec_file(folder: Path, content: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / CODEC_FILE, json.dumps({"format": FORMAT, **content}, indent=2) + "\n")

@@ -3,7 +3,7 @@
 import pytest
 
 from ayf_core.errors import AyfError
-from ayf_core.training.shares import MicroBatch, even_parts, micro_batches_of
+from ayf_core.training.micro_batches import MicroBatch, even_parts, micro_batches_of
 
 
 def everyone(global_batch, workers, largest=None):

@@ -1,8 +1,4 @@
-"""Features in which samples are compared: pixels, a small classifier's last layer, or Inception-v3's.
-
-An extractor maps images [N, C, H, W] in [-1, 1] (or points [N, 2]) to float64 features [N, F]. Only a Fréchet
-distance of Inception-v3 features may be called FID; `distance_name` says which it is.
-"""
+"""A small convolutional classifier, its files, and its last hidden layer as features."""
 
 from __future__ import annotations
 
@@ -10,8 +6,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
@@ -20,35 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ayf_core.errors import AyfError, require
-from ayf_core.files import first_line, read_json
+from ayf_core.errors import AyfError
+from ayf_core.evaluation.features.classifier import WIDTH_STEP
+from ayf_core.files import read_json, write_whole
 
 FORMAT = 1
 CLASSIFIER_FILE = "classifier.json"
 WEIGHTS_FILE = "classifier.safetensors"
 FEATURES = 64
 """Numbers in the classifier's last hidden layer."""
-
-
-class FeatureExtractor(Protocol):
-    """What turns samples into the features that distances are measured in."""
-
-    name: str
-    distance_name: str
-
-    def __call__(self, x: Float[Tensor, " N *D"]) -> Float[Tensor, "N F"]:
-        """Features, float64, on the CPU."""
-        ...
-
-
-class PixelFeatures:
-    """The numbers of an image or point as they are, in one row."""
-
-    name = "pixels"
-    distance_name = "FD"
-
-    def __call__(self, x: Float[Tensor, " N *D"]) -> Float[Tensor, "N F"]:
-        return x.detach().flatten(1).double().cpu()
 
 
 class SmallClassifier(nn.Module):
@@ -66,7 +40,7 @@ class SmallClassifier(nn.Module):
             raise AyfError(
                 f"a classifier needs at least 2 classes, the data have {num_classes}: compare samples by their pixels"
             )
-        if width < 4 or width % 4:
+        if width < 4 or width % WIDTH_STEP:
             raise AyfError(f"the classifier's width is {width}: choose a multiple of 4, such as 16")
         self.settings = {"channels": channels, "num_classes": num_classes, "width": width}
         widths = (width, 2 * width, 4 * width)
@@ -75,7 +49,7 @@ class SmallClassifier(nn.Module):
         for number, after in enumerate(widths):
             layers += [
                 nn.Conv2d(before, after, 3, stride=1 if number == 0 else 2, padding=1),
-                nn.GroupNorm(4, after),
+                nn.GroupNorm(WIDTH_STEP, after),
                 nn.SiLU(),
             ]
             before = after
@@ -101,9 +75,7 @@ class SmallClassifier(nn.Module):
         digest = hashlib.sha256(beside.read_bytes()).hexdigest()
         os.replace(beside, place / WEIGHTS_FILE)
         content = {"format": FORMAT, "kind": "small_classifier", **self.settings, "sha256": digest}
-        beside = place / f"{CLASSIFIER_FILE}.part"
-        beside.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(beside, place / CLASSIFIER_FILE)
+        write_whole(place / CLASSIFIER_FILE, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> SmallClassifier:
@@ -151,55 +123,3 @@ class ClassifierFeatures:
         device = next(self.classifier.parameters()).device
         batches = x.split(self.batch_size)
         return torch.cat([self.classifier.features(batch.to(device)).double().cpu() for batch in batches])
-
-
-class InceptionFeatures:
-    """The 2,048 pooled features of the Inception-v3 network that FID is defined by (torch-fidelity's copy).
-
-    Grey images are repeated to three channels; values are rounded to 8 bits; the network resizes to 299
-    pixels itself.
-
-    Args:
-        weights: a local file of the network's weights; None lets torch-fidelity download them once.
-    """
-
-    name = "inception"
-    distance_name = "FID"
-
-    def __init__(
-        self, *, weights: str | Path | None = None, device: str | torch.device = "cpu", batch_size: int = 64
-    ) -> None:
-        module = "torch_fidelity.feature_extractor_inceptionv3"
-        try:
-            extractors = require(module, extra="inception", needed_for="Inception-v3 features (FID)")
-        except (ImportError, RuntimeError) as error:  # what a torchvision built for another torch raises
-            raise AyfError(
-                f"cannot import torch-fidelity ({error}): install a torchvision that matches torch {torch.__version__}"
-            ) from error
-        self.device = torch.device(device)
-        self.batch_size = batch_size
-        path = None if weights is None else str(weights)
-        try:
-            if (
-                path is not None
-            ):  # torch-fidelity opens the file by torch's default; here, whatever that is, no code runs
-                torch.load(path, map_location="cpu", weights_only=True)
-            network: Any = extractors.FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=path
-            )
-        except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError) as error:
-            raise AyfError(
-                f"cannot load the Inception-v3 weights from {path or 'the network'} ({first_line(error)}): download "
-                "weights-inception-2015-12-05-6726825d.pth from torch-fidelity's releases and name the file"
-            ) from error
-        self.network = network.to(self.device).eval()
-
-    @torch.no_grad()
-    def __call__(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N F"]:
-        if x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise AyfError(f"Inception-v3 features are for images [N, 1 or 3, H, W], got {list(x.shape)}")
-        parts = []
-        for part in x.split(self.batch_size):
-            pixels = ((part.to(self.device).float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
-            parts.append(self.network(pixels.expand(-1, 3, -1, -1))[0].double().cpu())
-        return torch.cat(parts)

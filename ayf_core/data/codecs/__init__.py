@@ -1,0 +1,1 @@
+"""Codecs, one a file: how data become latents and latents data."""

@@ -1,0 +1,1 @@
+"""Spaces of features in which samples are compared, one a file."""
