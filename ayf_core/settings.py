@@ -145,14 +145,14 @@ class Group:
 class Choice:
     """A group of settings that names a component of a room, under the key `by`, and holds the component's own settings.
 
-    With `each`, the groups of the same level that are called like components of the room, listed under the key `by`;
+    With `each`, the groups of the same level that are called like components of the room, listed under the keys `by`;
     `schema` are settings that each of them has besides the component's own.
     """
 
     name: str
     room: str
     help: str
-    by: str
+    by: str | tuple[str, ...]
     each: bool = False
     schema: type | None = None
 
@@ -198,10 +198,10 @@ def chosen(room: str, help: str, by: str = "kind") -> Any:
     return dataclasses.field(metadata={_KEY: ("choice", {"room": room, "help": help, "by": by})}, kw_only=True)
 
 
-def each(room: str, help: str, by: str, schema: type) -> Any:
+def each(room: str, help: str, by: tuple[str, ...], schema: type) -> Any:
     """A dataclass field for several components of a room: a mapping of name to `Chosen`.
 
-    Their groups stand beside the other settings, called like the components that the list `by` names; each holds the
+    Their groups stand beside the other settings, called like the components that the lists `by` name; each holds the
     component's own settings and those of `schema`.
     """
     metadata = {"room": room, "help": help, "by": by, "each": True, "schema": schema}

@@ -1,5 +1,6 @@
 """Laws of the time pair (t, s), 0 <= s <= t <= 1, that a flow map is trained on, and of the time t of a velocity."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from ayf_core.registry import register
 from ayf_core.settings import setting
 
 
-@register("time law", "interval", title="Logit-normal interval", of="pair")
+@register("pair law", "interval", title="Logit-normal interval")
 @dataclass(frozen=True, kw_only=True)
 class IntervalLaw:
     """|t - s| = sigmoid(N(p_mean, p_std²)), then s uniform in the room left (AYF section 3 and appendix).
@@ -26,6 +27,14 @@ class IntervalLaw:
     full_jump_fraction: float = setting("share of pairs t = 1, s = 0", at_least=0.0, at_most=1.0)
     diagonal_fraction: float = setting("share of pairs t = s", at_least=0.0, at_most=1.0)
 
+    def problems(self) -> Iterator[str]:
+        """A line for what is in range by itself and still cannot be."""
+        if self.full_jump_fraction + self.diagonal_fraction > 1:
+            yield (
+                f"full_jump_fraction = {self.full_jump_fraction:g}: together with diagonal_fraction = "
+                f"{self.diagonal_fraction:g} above 1; lower either"
+            )
+
     def sample(self, random: StepRandom) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """(t, s), each [B] float64."""
         interval = torch.sigmoid(self.p_mean + self.p_std * random.normal("interval", dtype=torch.float64))
@@ -36,7 +45,7 @@ class IntervalLaw:
         return s + interval, s
 
 
-@register("time law", "logit_normal", title="Logit-normal time", of="time")
+@register("time law", "logit_normal", title="Logit-normal time")
 @dataclass(frozen=True, kw_only=True)
 class LogitNormalTime:
     """t = sigmoid(N(mean, std²)): the law of flow-matching training (Esser et al., arXiv 2403.03206)."""

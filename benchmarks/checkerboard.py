@@ -44,9 +44,10 @@ from ayf_core.samplers import sample_flow_map, solve_ode, uniform_grid
 from ayf_core.times import IntervalLaw, LogitNormalTime
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
-from ayf_core.training.settings import LoopOptions, TrainingSettings
 from ayf_core.training.trainer import Trainer
+from ayf_core.training_settings import TrainingSettings
 from ayf_core.velocity import NetworkVelocity
 
 STEPS, BATCH, POINTS = 1000, 512, 100_000

@@ -27,9 +27,10 @@ from ayf_core.objectives import EulerianDistillation, FlowMatching, Objective, T
 from ayf_core.times import IntervalLaw
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
-from ayf_core.training.settings import LoopOptions, TrainingSettings
 from ayf_core.training.trainer import Trainer
+from ayf_core.training_settings import TrainingSettings
 from ayf_core.velocity import NetworkVelocity
 
 SPEC = {"kind": "dit", "shape": (4, 4, 4), "num_classes": 10, "width": 96, "depth": 3}  # of the preset digits

@@ -27,10 +27,11 @@ from ayf_core.objectives import EulerianDistillation, FlowMatching, GuidanceLaw,
 from ayf_core.times import IntervalLaw
 from ayf_core.training.context import LocalContext, TrainingContext
 from ayf_core.training.data import TensorData
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
-from ayf_core.training.settings import LoopOptions, TrainingSettings
 from ayf_core.training.sharding import gathered
 from ayf_core.training.trainer import Trainer
+from ayf_core.training_settings import TrainingSettings
 from ayf_core.velocity import Autoguidance, NetworkVelocity
 
 BATCH, CLASSES = 16, 3

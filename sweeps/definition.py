@@ -3,8 +3,6 @@
 Its keys are settings of params.yaml, held to the same types and ranges; all is checked before anything starts.
 """
 
-# ruff: noqa: RUF009  (`setting` is dataclasses.field with a meaning and a range; it builds nothing to share)
-
 from __future__ import annotations
 
 import re
@@ -12,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.catalogue import directions
-from pipelines.project.declarations import Declaration, read_declarations
 from ayf_core.settings import setting
-from ayf_core.training.settings import TrainingSettings
+from ayf_core.training_settings import TrainingSettings
+from pipelines.project.declarations import Declaration, read_declarations
 from pipelines.settings import experiment as schema
 from pipelines.settings.words import nearest, subtree
 from pipelines.settings.yaml_file import read_typed

@@ -30,9 +30,10 @@ from pipelines.execution.ray_connection import ray_for
 from pipelines.execution.ray_train import InThread
 from pipelines.execution.stopping import PATIENCE_SECONDS, STOPPED
 from pipelines.project.declarations import check_deps, fingerprint, read_declarations
-from pipelines.settings.documents import read_document
-from pipelines.settings.experiment import PARAMS_FILE, load_config
+from pipelines.settings.experiment import load_config
+from pipelines.settings.places import PARAMS_FILE
 from pipelines.settings.runtime import RuntimeConfig
+from pipelines.settings.yaml_file import read_document
 from pipelines.tracking.lineage import git_tags, last_seconds
 from pipelines.tracking.notes import run_name
 from pipelines.tracking.runs import StageRun, open_run
@@ -156,7 +157,7 @@ def run_sweep(
 def _described(root: Path, name: str) -> Sweep:
     path = root / "sweeps" / f"{name}.yaml"
     if not path.is_file():
-        from pipelines.settings.model import nearest
+        from pipelines.settings.words import nearest
 
         guess = nearest(name, sweep_names(root))
         hint = f"did you mean {guess}?" if guess else f"there are {', '.join(sweep_names(root)) or 'none in sweeps/'}"

@@ -3,11 +3,8 @@
 Pure but for the `measure` it is given: what is sampled, and how it is measured, is the caller's.
 """
 
-# ruff: noqa: RUF009  (`setting` is dataclasses.field with a meaning and a range; it builds nothing to share)
-
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

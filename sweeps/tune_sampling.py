@@ -34,8 +34,9 @@ from ayf_core.sampling.stored import read_sampling, write_sampling
 from pipelines.execution.locks import only_writer
 from pipelines.execution.ray_train import torch_device, worker_threads
 from pipelines.project.declarations import fingerprint
-from pipelines.settings import model as settings
-from pipelines.settings.experiment import PARAMS_FILE, Config, load_config
+from pipelines.settings import words as settings
+from pipelines.settings.experiment import Config, load_config
+from pipelines.settings.places import PARAMS_FILE
 from pipelines.settings.runtime import RuntimeConfig, load_runtime
 from pipelines.stages.bench import Bench
 from pipelines.stages.evaluate import Memory

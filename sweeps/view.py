@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from pipelines.settings.model import literal
+from pipelines.settings.words import literal
 from pipelines.tracking.notes import short_keys
 from sweeps.definition import Metric, Sweep
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger, Trial

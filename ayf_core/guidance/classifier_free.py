@@ -10,7 +10,14 @@ from ayf_core.registry import register
 from ayf_core.velocity import ClassifierFreeGuidance, NetworkVelocity, VelocityField
 
 
-@register("guidance", "classifier_free", title="Classifier-free guidance", needs_weak_teacher=False, needs_scale=True)
+@register(
+    "guidance",
+    "classifier_free",
+    title="Classifier-free guidance",
+    needs_weak_teacher=False,
+    needs_scale=True,
+    needs_dropped_conditions=True,
+)
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFree(GuidanceLaw):
     """The teacher guided by itself without a condition (Ho & Salimans, arXiv 2207.12598).

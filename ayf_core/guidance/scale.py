@@ -1,5 +1,6 @@
 """The guidance scale λ: the one place for its neutral value, its default, and what a model may be asked for."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,14 @@ class GuidanceLaw:
 
     scale_min: float = setting("smallest guidance scale λ drawn; 1 = unguided", at_least=0.0)
     scale_max: float = setting("largest guidance scale λ drawn; the student takes λ as an input", at_least=0.0)
+
+    def problems(self) -> Iterator[str]:
+        """A line for what is in range by itself and still cannot be."""
+        if self.scale_min > self.scale_max:
+            yield (
+                f"scale_min = {self.scale_min:g}: must be at most scale_max = {self.scale_max:g}; "
+                "lower it or raise the other"
+            )
 
     @property
     def range(self) -> GuidanceRange | None:

@@ -15,6 +15,7 @@ from ayf_core.conditions import ClassLabels, Condition, ConditionSpec
 from ayf_core.errors import AyfError
 
 SLOPE = 0.2  # of the leaky ReLU, as in StyleGAN2
+SMALLEST_SIDE = 4  # of images: the last residual block's
 
 
 def build_discriminator(
@@ -30,11 +31,21 @@ def build_discriminator(
     Raises:
         AyfError: no discriminator fits the shape.
     """
+    check_shape(sample_shape)
     if len(sample_shape) == 3:
         return ImageDiscriminator(sample_shape, width=width, max_width=8 * width, conditions=conditions)
-    if len(sample_shape) == 1:
-        return MLPDiscriminator(sample_shape[0], width=width, depth=3, conditions=conditions)
-    raise AyfError(f"no discriminator for samples of shape {sample_shape}; use [C, H, W] or [D]")
+    return MLPDiscriminator(sample_shape[0], width=width, depth=3, conditions=conditions)
+
+
+def check_shape(sample_shape: tuple[int, ...]) -> None:
+    """Raises AyfError where no discriminator fits one sample's shape: it takes [C, H, W] with sides from 4, or [D]."""
+    if len(sample_shape) not in (1, 3):
+        raise AyfError(f"no discriminator for samples of shape {list(sample_shape)}: use [C, H, W] or [D]")
+    if len(sample_shape) == 3 and min(sample_shape[1:]) < SMALLEST_SIDE:
+        raise AyfError(
+            f"latents of {sample_shape[1]} x {sample_shape[2]} are too small for the adversarial finish, which needs "
+            f"{SMALLEST_SIDE} x {SMALLEST_SIDE}: take larger images, or a codec that halves their side less often"
+        )
 
 
 class ImageDiscriminator(nn.Module):

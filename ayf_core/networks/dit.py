@@ -1,7 +1,7 @@
 """A conditional diffusion transformer (Peebles & Xie, arXiv 2212.09748) that is also a flow map."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,12 +30,17 @@ class DiTSettings:
     heads: int = setting("attention heads", at_least=1)
     patch_size: int = setting("side of a patch of latents", at_least=1)
 
+    def problems(self) -> Iterator[str]:
+        """A line for what is in range by itself and still cannot be."""
+        if self.width % self.heads:
+            yield f"width = {self.width}: must be a multiple of heads = {self.heads}; change either"
+
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise AyfError where the settings do not fit each other, or samples of this shape."""
         if not 2 <= len(shape) <= 4:
             raise AyfError(f"a 'dit' takes samples of shape [C, *spatial], got {list(shape)}: use network kind 'mlp'")
-        if self.width % self.heads:
-            raise AyfError(f"width {self.width} is not a multiple of heads {self.heads}")
+        for problem in self.problems():
+            raise AyfError(f"a 'dit' of {problem}")
         if any(side % self.patch_size for side in shape[1:]):
             raise AyfError(f"patch_size {self.patch_size} does not divide the sample's sides {list(shape[1:])}")
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ayf_core.errors import AyfError
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.ema import PowerFunctionEMA
-from ayf_core.training.settings import TrainingSettings
 from ayf_core.training.sharding import gathered
+from ayf_core.training_settings import TrainingSettings
 
 
 class FollowAverages:

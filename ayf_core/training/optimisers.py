@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ayf_core.registry import find
-from ayf_core.training.settings import TrainingSettings
+from ayf_core.training_settings import TrainingSettings
 
 
 def build_optimiser(module: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:

@@ -22,7 +22,7 @@ from ayf_core.training.parallel import (
     mean_over_workers,
     synchronise,
 )
-from ayf_core.training.settings import TrainingSettings
+from ayf_core.training_settings import TrainingSettings
 
 SKIPPED_IN_A_ROW = 20
 """So many steps with a non-finite gradient in a row end the training: it will not recover by itself."""

@@ -17,11 +17,12 @@ from ayf_core.training.checkpoints import State, load_state
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import ShuffledOrder, TrainingData
 from ayf_core.training.micro_batches import micro_batches_of
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.parallel import reshard
 from ayf_core.training.phases import Phase, PhaseRunner
 from ayf_core.training.read_ahead import ReadAhead
-from ayf_core.training.settings import LoopOptions, TrainingSettings
 from ayf_core.training.sharding import gathered
+from ayf_core.training_settings import TrainingSettings
 
 
 class Callback(Protocol):

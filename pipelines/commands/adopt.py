@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ayf_core.errors import AyfError
-from pipelines.settings import model as settings
+from pipelines.settings import words as settings
 from pipelines.settings.experiment import Config, load_config
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking.lineage import settings_of_run

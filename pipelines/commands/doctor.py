@@ -19,8 +19,9 @@ from rich.markup import escape
 
 from ayf_core.errors import AyfError
 from pipelines.machine import next_free_port, port_is_free
-from pipelines.settings.experiment import project_root, read_config
+from pipelines.settings.experiment import read_config
 from pipelines.settings.params_file import named_preset
+from pipelines.settings.places import project_root
 from pipelines.settings.runtime import RuntimeConfig, load_runtime
 from pipelines.slurm import scheduler as slurm
 

@@ -28,7 +28,7 @@ def submit(words: tuple[str, ...], detach: bool) -> None:
     Pre-empted or out of time, the job takes a checkpoint, is queued again and goes on.
     """
     from ayf_core.errors import AyfError
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
     from pipelines.settings.runtime import load_runtime, with_runtime_values
     from pipelines.slurm import submission
 
@@ -57,7 +57,7 @@ def jobs_() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
     from pipelines.slurm import submission
 
     known = submission.jobs(project_root())
@@ -81,7 +81,7 @@ def jobs_() -> None:
 @click.option("--lines", default=50, show_default=True, type=click.IntRange(min=1), help="How many, from the end.")
 def logs(job: str | None, follow: bool, lines: int) -> None:
     """Show the log of JOB (default: the newest)."""
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
     from pipelines.slurm import submission
 
     found = submission.find(project_root(), job)
@@ -95,7 +95,7 @@ def logs(job: str | None, follow: bool, lines: int) -> None:
 @click.argument("job")
 def cancel(job: str) -> None:
     """End JOB; submitted again, its work goes on from the last checkpoint."""
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
     from pipelines.slurm import submission
 
     found = submission.find(project_root(), job)

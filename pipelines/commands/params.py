@@ -30,8 +30,8 @@ def params() -> None:
 def params_use(assignments: tuple[str, ...]) -> None:
     """Write params.yaml from a preset and changes to it, and print what changed in the file."""
     from ayf_core.errors import AyfError
-    from pipelines.settings.experiment import project_root
     from pipelines.settings.params_file import from_preset, presets
+    from pipelines.settings.places import project_root
 
     root = project_root()
     names = [text.removeprefix("preset=") for text in assignments if text.startswith("preset=")]
@@ -45,8 +45,8 @@ def params_use(assignments: tuple[str, ...]) -> None:
 @click.argument("assignments", nargs=-1, required=True, metavar="KEY=VALUE...")
 def params_set(assignments: tuple[str, ...]) -> None:
     """Change settings of params.yaml and print what changed. Your own comments in it are not kept."""
-    from pipelines.settings.experiment import project_root
     from pipelines.settings.params_file import changed, named_preset
+    from pipelines.settings.places import project_root
 
     root = project_root()
     replace_params(root, changed(root, assignments), named_preset(root))
@@ -61,8 +61,8 @@ def params_adopt(run: str) -> None:
     a sweep, or of a stage.
     """
     from pipelines.commands.adopt import adopted
-    from pipelines.settings.experiment import project_root
     from pipelines.settings.params_file import named_preset
+    from pipelines.settings.places import project_root
     from pipelines.settings.runtime import load_runtime
 
     root = project_root()
@@ -75,8 +75,9 @@ def params_adopt(run: str) -> None:
 def params_check() -> None:
     """Check params.yaml: keys, types, ranges and settings that must agree. Exit status 1 if not valid."""
     from pipelines.project.declarations import undeclared
-    from pipelines.settings.experiment import project_root, read_config
+    from pipelines.settings.experiment import read_config
     from pipelines.settings.params_file import differences, from_preset, named_preset
+    from pipelines.settings.places import project_root
 
     root = project_root()
     config, problems = read_config(root)
@@ -94,8 +95,9 @@ def params_check() -> None:
 @click.argument("preset", required=False)
 def params_diff(preset: str | None) -> None:
     """Show what params.yaml changes of PRESET (default: the preset it was written from)."""
-    from pipelines.settings.experiment import load_config, project_root
+    from pipelines.settings.experiment import load_config
     from pipelines.settings.params_file import differences, from_preset, named_preset
+    from pipelines.settings.places import project_root
 
     root = project_root()
     preset = (preset or named_preset(root)).removeprefix("preset=")

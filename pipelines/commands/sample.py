@@ -61,7 +61,7 @@ def sample(
     deterministic, with the least λ that the model learnt.
     """
     from ayf_core.errors import AyfError
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
     from pipelines.stages.sampling import sample_grid
 
     try:

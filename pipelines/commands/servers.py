@@ -17,7 +17,7 @@ def ui(port: int, host: str) -> None:
     best first. Only this machine can open them unless --host says otherwise.
     """
     from pipelines.machine import require_free_port
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
     from pipelines.settings.runtime import load_runtime
     from pipelines.tracking.saved_views import links
     from pipelines.tracking.ui import become, server_command, store_to_serve, warn_if_reachable
@@ -50,7 +50,7 @@ def serve(
     access to where they lie. The password comes from ~/.pgpass, PGPASSWORD, or the address in AYF_DATABASE.
     """
     from pipelines.machine import require_free_port
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
     from pipelines.tracking import server
     from pipelines.tracking.ui import become, warn_if_reachable
 
@@ -77,7 +77,7 @@ def dashboard(port: int, host: str, export: Path | None) -> None:
     from ayf_core.errors import AyfError
     from dashboards.store import StoreError
     from pipelines.machine import require_free_port
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
     from pipelines.settings.runtime import load_runtime
     from pipelines.tracking.store import tracking_uri
     from pipelines.tracking.ui import warn_if_reachable

@@ -40,7 +40,7 @@ def sweep(name: str, resume: bool, anew: bool) -> None:
     from importlib import import_module
 
     from pipelines.execution.attempt import told_to_job
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
     from pipelines.settings.runtime import load_runtime
 
     root = project_root()
@@ -64,7 +64,7 @@ def tune_sampling(model: str, steps: list[int] | None, candidates: int | None, m
     import dataclasses
     from importlib import import_module
 
-    from pipelines.settings.experiment import project_root
+    from pipelines.settings.places import project_root
 
     root = project_root()
     # By name: `sweeps` builds on `pipelines`, not the other way round.

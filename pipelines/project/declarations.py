@@ -17,7 +17,7 @@ import yaml
 
 from ayf_core.errors import AyfError
 from ayf_core.files import inside, read_json
-from pipelines.settings import model as settings
+from pipelines.settings import words as settings
 from pipelines.settings.experiment import Config
 
 NOT_INPUTS = ("__pycache__", "sampling.json")

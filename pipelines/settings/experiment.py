@@ -4,8 +4,6 @@
 before any work.
 """
 
-# ruff: noqa: RUF009  (`setting` and its like are dataclasses.field with a meaning; they build nothing to share)
-
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -14,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ayf_core.errors import AyfError
+from ayf_core.objectives.tangent import TangentSettings
 from ayf_core.registry import Chosen, plugins, use_plugins
 from ayf_core.settings import chosen, each, group, setting
-from ayf_core.objectives.distillation import TangentSettings
-from ayf_core.times import IntervalLaw, LogitNormalTime
-from ayf_core.training.settings import TrainingSettings
+from ayf_core.training_settings import TrainingSettings
 from pipelines.settings import tree
 from pipelines.settings.places import PARAMS_FILE
 from pipelines.settings.yaml_file import YamlFile, read_yaml
@@ -29,7 +26,7 @@ class Teacher:
     """A flow-matching model."""
 
     network: Chosen = chosen("network", "the network")
-    time_law: LogitNormalTime = group("law of t")
+    time_law: Chosen = chosen("time law", "law of t")
     label_dropout: float = setting("share of samples trained without their label", at_least=0.0, below=1.0)
     training: TrainingSettings = group("how it is trained")
 
@@ -46,12 +43,17 @@ class Student:
 class Distill:
     """Teacher to flow maps: what the students share, and each student."""
 
-    objectives: list[str] = setting("the students: one for each objective", room="objective")
+    objectives: list[str] = setting("a student of the teacher for each", room="objective")
+    without_teacher: list[str] = setting(
+        "a flow map from the data alone for each, of the teacher's network", room="objective", may_be_empty=True
+    )
     guidance: Chosen = chosen("guidance", "guidance of the teacher while distilling")
-    time_law: IntervalLaw = group("law of the pairs (t, s)")
+    time_law: Chosen = chosen("pair law", "law of the pairs (t, s)")
     tangent: TangentSettings = group("derivative along the trajectory")
     weighting: str = setting("w(t, s) of the loss", room="weighting")
-    students: Mapping[str, Student] = each("objective", "a student", by="objectives", schema=Student)
+    students: Mapping[str, Student] = each(
+        "objective", "a student", by=("objectives", "without_teacher"), schema=Student
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,7 @@ def read_config(root: Path) -> tuple[Config | None, list[str]]:
         use_plugins_of(values)
     except AyfError as error:
         return None, [file.located(str(error))]
-    config, problems = checked(values)
+    config, problems = checked(values, root)
     return config, [file.located(problem) for problem in problems]
 
 
@@ -172,17 +174,21 @@ def use_plugins_of(values: Mapping[str, Any]) -> None:
         AyfError: one of them cannot be found.
     """
     named = values.get("plugins")
-    if isinstance(named, list) and all(isinstance(name, str) and name for name in named):
-        if tuple(named) != plugins():
-            use_plugins(named)
+    readable = isinstance(named, list) and all(isinstance(name, str) and name for name in named)
+    if readable and tuple(named) != plugins():
+        use_plugins(named)
 
 
-def checked(values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
-    """Plain values as a `Config`, and a line for everything wrong with them, which begins with the key."""
+def checked(values: Mapping[str, Any], root: Path | None = None) -> tuple[Config | None, list[str]]:
+    """Plain values as a `Config`, and a line for everything wrong with them, which begins with the key.
+
+    Args:
+        root: the project, to look whether the folders that settings name are there; None does not look.
+    """
     from pipelines.settings.agreement import disagreements
 
     problems = tree.problems_of(Config, values)
     if problems:  # disagreements of values that are wrong by themselves would only repeat the complaint
         return None, problems
     config = tree.build(Config, values)
-    return config, disagreements(config)
+    return config, disagreements(config, root)

@@ -20,7 +20,7 @@ from pipelines.settings import tree
 from pipelines.settings.experiment import Config, checked, read_params, use_plugins_of
 from pipelines.settings.places import PARAMS_FILE, conf_folder
 from pipelines.settings.words import literal, nearest
-from pipelines.settings.yaml_file import YamlFile, read_yaml
+from pipelines.settings.yaml_file import read_yaml
 
 DEFAULT_PRESET = "digits"
 _HEADER = re.compile(r"^#\s+ayf params use preset=(?P<preset>[\w-]+).*$", re.MULTILINE)
@@ -55,7 +55,7 @@ def from_preset(root: Path, preset: str, overrides: Sequence[str] = ()) -> Confi
         guess = nearest(preset, known)
         hint = f"did you mean {guess}?" if guess else f"choose one of {', '.join(known)}"
         raise AyfError(f"no preset {preset}: {hint}")
-    return _overridden(_composed(root, preset), overrides)
+    return _overridden(root, _composed(root, preset), overrides)
 
 
 def changed(root: Path, overrides: Sequence[str]) -> Config:
@@ -64,7 +64,7 @@ def changed(root: Path, overrides: Sequence[str]) -> Config:
     Raises:
         AyfError: as `from_preset`, or the file cannot be read.
     """
-    return _overridden(read_params(root).values, overrides)
+    return _overridden(root, read_params(root).values, overrides)
 
 
 def _composed(root: Path, preset: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def _composed(root: Path, preset: str) -> dict[str, Any]:
     return {str(name): value for name, value in composed.items()}
 
 
-def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> Config:
+def _overridden(root: Path, values: dict[str, Any], overrides: Sequence[str]) -> Config:
     """Values with overrides, checked.
 
     Where another component is chosen, the settings of the one before are dropped and those of its own must be named.
@@ -105,7 +105,7 @@ def _overridden(values: dict[str, Any], overrides: Sequence[str]) -> Config:
     needed = [line for line in tree.shape_problems(keys, values) if "is missing" in line]
     if needed:
         _explain_needed(given, keys, values)
-    config, problems = checked(values)
+    config, problems = checked(values, root)
     if config is None or problems:
         more = f" (and {len(problems) - 1} more like it)" if len(problems) > 1 else ""
         raise AyfError(problems[0] + more)
@@ -271,4 +271,5 @@ class _Renderer:
 
 
 def _comment(setting: Setting) -> str:
-    return f"{setting.help} ({' | '.join(setting.words())})" if setting.words() else setting.help
+    words = " | ".join(setting.words())
+    return f"{setting.help} ({words})" if setting.help and words else setting.help or words

@@ -71,9 +71,8 @@ def _walk(schema: type, values: Any, prefix: str, keys: Keys) -> None:
 def _walk_choice(choice: Choice, values: Any, prefix: str, keys: Keys) -> None:
     key = prefix + choice.name
     keys.groups[key] = choice.help
-    keys.settings[f"{key}.{choice.by}"] = Setting(
-        name=choice.by, kind=str, help=choice.help, room=choice.room, default=MISSING
-    )
+    assert isinstance(choice.by, str)
+    keys.settings[f"{key}.{choice.by}"] = Setting(name=choice.by, kind=str, help="", room=choice.room, default=MISSING)
     kind = values.get(choice.by) if isinstance(values, Mapping) else None
     if kind in names(choice.room):
         _walk(find(choice.room, kind).load(), values, f"{key}.", keys)
@@ -88,8 +87,7 @@ def _walk_choice(choice: Choice, values: Any, prefix: str, keys: Keys) -> None:
 
 
 def _walk_each(choice: Choice, values: Mapping[str, Any], prefix: str, keys: Keys) -> None:
-    named = values.get(choice.by)
-    for name in named if isinstance(named, list | tuple) else []:
+    for name in _named(choice, values):
         if name not in names(choice.room):
             continue
         key = f"{prefix}{name}"
@@ -97,6 +95,12 @@ def _walk_each(choice: Choice, values: Mapping[str, Any], prefix: str, keys: Key
         _walk(find(choice.room, name).load(), values.get(name), f"{key}.", keys)
         assert choice.schema is not None
         _walk(choice.schema, values.get(name), f"{key}.", keys)
+
+
+def _named(choice: Choice, values: Mapping[str, Any]) -> list[Any]:
+    """The names in the lists that a choice of several goes by."""
+    lists = [values.get(key) for key in choice.by]
+    return list(dict.fromkeys(name for names in lists if isinstance(names, list | tuple) for name in names))
 
 
 def shape_problems(keys: Keys, values: Mapping[str, Any]) -> list[str]:
@@ -118,7 +122,7 @@ def shape_problems(keys: Keys, values: Mapping[str, Any]) -> list[str]:
 
 
 def _flat(values: Mapping[str, Any], keys: Keys, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """What stands at each dotted key; mappings are entered where a group belongs, or below an unknown key not at all."""
+    """What stands at each dotted key; mappings are entered where a group belongs, but not below an unknown key."""
     for name, value in values.items():
         key = f"{prefix}{name}"
         if key in keys.groups and isinstance(value, Mapping):
@@ -135,7 +139,7 @@ def _missing(keys: Keys, values: Mapping[str, Any], given: Mapping[str, Any]) ->
         parts = key.split(".")
         above = [".".join(parts[:depth]) for depth in range(1, len(parts))]
         if any(
-            group in said or group in given or group in keys.optional and not _there(values, group) for group in above
+            group in said or group in given or (group in keys.optional and not _there(values, group)) for group in above
         ):
             continue
         absent = next((group for group in above if not _there(values, group)), None)
@@ -198,9 +202,9 @@ def _built(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
             if name in values or not declared.optional:
                 made[name] = build(declared.schema, values[name])
         elif declared.each:
-            made[name] = {kind: _built_each(declared, kind, values[kind]) for kind in values[declared.by]}
+            made[name] = {kind: _built_each(declared, kind, values[kind]) for kind in _named(declared, values)}
         else:
-            made[name] = _chosen(declared.room, values[name][declared.by], values[name])
+            made[name] = _chosen(declared.room, values[name][str(declared.by)], values[name])
     return made
 
 
@@ -229,7 +233,7 @@ def plain(schema: type, settings: Any) -> dict[str, Any]:
                 own = plain(each.component.component.load(), each.component)
                 values[kind] = {**own, **plain(declared.schema, each)}
         else:
-            values[name] = {declared.by: value.kind, **plain(value.component.load(), value)}
+            values[name] = {str(declared.by): value.kind, **plain(value.component.load(), value)}
     return values
 
 

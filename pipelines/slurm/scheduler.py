@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ayf_core.errors import AyfError
-from pipelines.settings import model as settings
+from pipelines.settings import words as settings
 
 if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig, SlurmConfig

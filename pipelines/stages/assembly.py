@@ -12,22 +12,22 @@ from torch import nn
 from ayf_core.conditions import ConditionSpec, class_labels
 from ayf_core.data.latents import LatentDataset
 from ayf_core.data.sets.base import DataSet
+from ayf_core.evaluation.quality import check_counts
 from ayf_core.guidance.scale import GuidanceRange
 from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.spec import NetworkSpec
-from ayf_core.registry import Chosen, find
-from ayf_core.settings import settings_of
+from ayf_core.registry import Chosen
 from ayf_core.training.artefact import save_model
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TrainingData
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
-from ayf_core.training.settings import LoopOptions, TrainingSettings
 from ayf_core.training.trainer import Callback, Trainer
+from ayf_core.training_settings import TrainingSettings
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
 from pipelines.settings.runtime import RuntimeConfig
-from pipelines.stages import components
 
 
 class Watch(Protocol):
@@ -37,7 +37,7 @@ class Watch(Protocol):
         self,
         network: nn.Module,
         averages: FollowAverages,
-        training: schema.Training,
+        training: TrainingSettings,
         job: Job,
         context: TrainingContext,
     ) -> Callback: ...
@@ -62,12 +62,26 @@ class Job:
 
     def dataset(self) -> DataSet:
         """The images or points themselves. Raises AyfError where evaluation could not measure against them."""
-        return components.load(self.data, self.seed, self.features, self.neighbours)
+        return load(self.data, self.seed, self.features, self.neighbours)
 
     def latent_dataset(self) -> LatentDataset:
         """The latents to train on."""
         assert self.latents is not None
         return LatentDataset(self.latents / "train")
+
+
+def load(data: Chosen, seed: int, features: Chosen, neighbours: int) -> DataSet:
+    """The data set, of which evaluation will be able to measure samples.
+
+    Whatever reads the data first stops here, before any training, with what evaluation would say at the end.
+
+    Raises:
+        AyfError: as the data set does, or because features or counts do not suit the data.
+    """
+    dataset: DataSet = data.build().load(seed)
+    features.build().check(dataset.shape, dataset.num_classes)
+    check_counts(dataset.train.x, dataset.test.x, neighbours)
+    return dataset
 
 
 def data_job(config: schema.Config, stage: Stage) -> Job:
@@ -91,8 +105,8 @@ def _job(config: schema.Config, stage: Stage) -> Job:
     return Job(
         seed=config.seed,
         runtime=stage.runtime,
-        data=components.data_set(config.data),
-        features=components.features(config.features),
+        data=config.data,
+        features=config.features,
         neighbours=config.evaluation.neighbours,
     )
 
@@ -100,12 +114,7 @@ def _job(config: schema.Config, stage: Stage) -> Job:
 def keep_model(config: schema.Config, stage: Stage, output: str) -> None:
     """Take the trained model as the stage's output, and register it, for example as `models:/digits-emd@current`."""
     folder = stage.keep(output)
-    stage.run.register_model(folder, f"{config.data.name}-{folder.name}", "current")
-
-
-def training_settings(training: schema.Training) -> TrainingSettings:
-    """The library's own class of these settings."""
-    return TrainingSettings(**dataclasses.asdict(training))
+    stage.run.register_model(folder, f"{config.data.kind}-{folder.name}", "current")
 
 
 def data_conditions(latents: LatentDataset) -> ConditionSpec:
@@ -113,23 +122,22 @@ def data_conditions(latents: LatentDataset) -> ConditionSpec:
     return class_labels(latents.num_classes)
 
 
-def network_spec(network: schema.Network, latents: LatentDataset) -> NetworkSpec:
+def network_spec(network: Chosen, latents: LatentDataset) -> NetworkSpec:
     """A velocity network for these latents; it is told what distinguishes them."""
-    kind = find("network", network.kind).load()
     return NetworkSpec(
         kind=network.kind,
-        settings={name: getattr(network, name) for name in settings_of(kind)},
+        settings=dict(network.values),
         shape=tuple(latents.shape),
         conditions=data_conditions(latents).informative(),
     )
 
 
 def fit(
-    phases: list[Phase], data: TrainingData, training: schema.Training, job: Job, context: TrainingContext
+    phases: list[Phase], data: TrainingData, training: TrainingSettings, job: Job, context: TrainingContext
 ) -> FollowAverages:
     """Train, and return the averages of the first phase's network."""
-    network, settings = phases[0].network, training_settings(training)
-    averages = FollowAverages(network, settings, context)
+    network = phases[0].network
+    averages = FollowAverages(network, training, context)
     followers: list[Callback] = [averages]
     if job.watch is not None:
         followers.append(job.watch(network, averages, training, job, context))
@@ -140,14 +148,14 @@ def fit(
         checkpoint_every=runtime.checkpoint_every,
         sharding=runtime.sharding,
     )
-    Trainer(phases, data, settings, context, followers, seed=job.seed, options=options).fit()
+    Trainer(phases, data, training, context, followers, seed=job.seed, options=options).fit()
     return averages
 
 
 def finish(
     network: MeanVelocityNetwork,
     averages: FollowAverages,
-    training: schema.Training,
+    training: TrainingSettings,
     job: Job,
     context: TrainingContext,
     *,

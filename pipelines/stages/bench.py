@@ -18,7 +18,7 @@ from ayf_core.evaluation.catalogue import headline
 from ayf_core.evaluation.quality import ImageReference, PointReference
 from ayf_core.sampling.generator import Generator
 from pipelines.settings import experiment as schema
-from pipelines.stages import components
+from pipelines.stages.assembly import load
 
 
 class Bench:
@@ -35,19 +35,18 @@ class Bench:
     """
 
     def __init__(self, config: schema.Config, features: Path, device: torch.device | str = "cpu") -> None:
-        space = components.features(config.features)
         neighbours = config.evaluation.neighbours
-        dataset = components.load(components.data_set(config.data), config.seed, space, neighbours)
+        dataset = load(config.data, config.seed, config.features, neighbours)
         real = dataset.train.x, dataset.test.x
         self.condition = Condition(labels=dataset.train.labels)
         self._count = len(dataset.train)
-        self.distance = headline(config.data.name)
+        self.distance = headline(config.data.kind)
         self._batch_size = config.evaluation.batch_size
         self._reference: ImageReference | PointReference
         if len(dataset.shape) == 1:
             self._reference = PointReference(*real, dataset.half_width)
         else:
-            self._reference = ImageReference.of(*real, space.build().extractor(features, device), neighbours)
+            self._reference = ImageReference.of(*real, config.features.build().extractor(features, device), neighbours)
 
     def draw(self, model: Generator, evaluations: int, seed: int, **how: Any) -> tuple[Tensor, int, float]:
         """As many samples as there are training data, with their conditions: samples, evaluations spent, seconds.

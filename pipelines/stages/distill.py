@@ -16,11 +16,8 @@ from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.build import build_network, copy_shared_weights
 from ayf_core.networks.files import load_network
 from ayf_core.objectives.flow_map import FlowMapObjective
-from ayf_core.objectives.tangent import TangentSettings
 from ayf_core.randomness import StepRandom
 from ayf_core.registry import find
-from ayf_core.settings import settings_of
-from ayf_core.times import IntervalLaw
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.phases import Phase
@@ -53,7 +50,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
     distill: schema.Distill = settings["distill"]
     name: str = settings["name"]
-    training: schema.Training = getattr(distill, name).training
+    training = distill.students[name].training
     limits = guidance_of(distill, name).range
     network = start(settings, guided=limits is not None)
     data = LatentData(job.latent_dataset())
@@ -116,17 +113,15 @@ def load_guided(kind: str, teacher: Path, weak_teacher: Path, device: torch.devi
 
 def guidance_of(distill: schema.Distill, objective: str) -> GuidanceLaw:
     """The kind of guidance with the law of its scale; none for an objective without a teacher to guide."""
-    guidance = distill.guidance
-    kind = find("guidance", guidance.kind if needs_teacher(objective) else "none").load()
-    return kind(**{name: getattr(guidance, name) for name in settings_of(kind)})
+    return distill.guidance.build() if needs_teacher(objective) else find("guidance", "none").load()()
 
 
 def distillation(distill: schema.Distill, name: str, velocity: VelocityField | None, steps: int) -> FlowMapObjective:
     """The objective of this name, for a training of so many steps."""
     given: dict[str, Any] = {"teacher": velocity, "guidance": guidance_of(distill, name)} if needs_teacher(name) else {}
-    return find("objective", name).load()(
-        time_law=IntervalLaw(**dataclasses.asdict(distill.time_law)),
-        tangent=TangentSettings(**dataclasses.asdict(distill.tangent)),
+    return distill.students[name].component.build(
+        time_law=distill.time_law.build(),
+        tangent=distill.tangent,
         weighting=distill.weighting,
         steps=steps,
         **given,

@@ -17,12 +17,10 @@ from torch import Tensor
 from ayf_core.evaluation.catalogue import measures
 from ayf_core.evaluation.intervals import confidence_interval
 from ayf_core.networks.files import load_network
-from ayf_core.registry import find
 from ayf_core.sampling.generator import Generator
 from pipelines.execution.ray_train import torch_device, worker_threads
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages import components
 from pipelines.stages.bench import Bench
 from pipelines.stages.pictures import grid, preview_inputs
 
@@ -34,7 +32,7 @@ def run(config: schema.Config, stage: Stage) -> None:
     name = stage.item["model"]
     device = torch_device(stage.runtime)
     model = guided(Generator.load(stage.input(f"models/{name}"), device), config, stage)
-    stage.check_watched(components.data_set(config.data).build().reads())
+    stage.check_watched(config.data.build().reads())
     bench = Bench(config, stage.input("models/features"), device)
     evaluation = Evaluation(config.evaluation, model, bench, stage.scratch / "measured.json")
     rows = [evaluation.row("quality", evaluations=n) for n in evaluation.evaluations]
@@ -56,7 +54,7 @@ def guided(model: Generator, config: schema.Config, stage: Stage) -> Generator:
 
     The weak teacher itself is measured as it is: it is what the others are guided away from.
     """
-    guidance = find("guidance", config.distill.guidance.kind)
+    guidance = config.distill.guidance.component
     if model.sampler.takes_settings or not guidance.facts["needs_scale"]:
         return model
     weak_teacher, card = load_network(stage.input("models/weak_teacher"), torch_device(stage.runtime))

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ayf_core.conditions import Condition
-from ayf_core.data.codecs.base import CodecChoice
 from ayf_core.errors import AyfError
+from ayf_core.networks.discriminator import check_shape
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
@@ -18,42 +18,31 @@ from ayf_core.training.data import TensorData
 from ayf_core.training.phases import Phase
 from pipelines.execution.stage import Stage
 from pipelines.settings import experiment as schema
-from pipelines.stages import components
 from pipelines.stages.assembly import Job, data_job, fit
-
-SMALLEST_SIDE = 4
-"""Of latent images: the discriminator that finishes a student takes no smaller ones."""
 
 
 def run(config: schema.Config, stage: Stage) -> None:
     job = data_job(config, stage)
-    codec = components.codec(config.codec)
-    if codec.build().needs_training:
-        result = stage.train(train, {"job": job, "codec": codec, "training": config.codec.training})
+    codec = config.codec.build()
+    if codec.needs_training:
+        result = stage.train(train, {"job": job, "codec": codec})
         stage.keep("models/codec")
         stage.run.log_values({"reconstruction_rmse": result["reconstruction_rmse"]})
     else:
         shape = job.dataset().shape
-        made = codec.build().make(shape)
+        made = codec.make(shape)
         check_latents(made.latent_shape(shape), config)
         made.save(stage.output("models/codec"))
 
 
 def check_latents(shape: tuple[int, ...], config: schema.Config) -> None:
-    """Raises AyfError where the networks to come could not take latents [C, H, W] of this shape."""
-    if len(shape) != 3:
-        return
-    if min(shape[1:]) < SMALLEST_SIDE:
-        raise AyfError(
-            f"the codec makes latents of {shape[1]} x {shape[2]}, at least {SMALLEST_SIDE} x {SMALLEST_SIDE} are "
-            "needed: raise data.image_size or choose a codec that halves the side less often"
-        )
-    for name, network in (("teacher", config.teacher.network), ("weak_teacher", config.weak_teacher.network)):
-        if any(side % network.patch_size for side in shape[1:]):
-            raise AyfError(
-                f"{name}.network.patch_size = {network.patch_size}: the codec makes latents of "
-                f"{shape[1]} x {shape[2]}; choose a divisor"
-            )
+    """Raises AyfError where the networks to come could not take latents of this shape."""
+    for name, teacher in (("teacher", config.teacher), ("weak_teacher", config.weak_teacher)):
+        try:
+            teacher.network.build().check(shape)
+        except AyfError as error:
+            raise AyfError(f"{name}.network: {error}; the codec's latents are {list(shape)}") from error
+    check_shape(shape)
 
 
 @dataclass(frozen=True)
@@ -69,15 +58,14 @@ class Reconstruction:
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
-    training: schema.Training = settings["training"]
     dataset = job.dataset()
-    choice: CodecChoice = settings["codec"].build()
+    choice: Any = settings["codec"]
     torch.manual_seed(job.seed)
     codec: Any = choice.make(dataset.shape)
     objective = Reconstruction(codec.latent_shape(dataset.shape))
     phase = Phase(name="codec", network=codec, objective=objective)
     data = TensorData(dataset.train.x, Condition(labels=dataset.train.labels))
-    averages = fit([phase], data, training, job, context)
+    averages = fit([phase], data, choice.training, job, context)
     codec.load_state_dict(averages.published())
     codec.eval().cpu()
     if context.rank == 0:

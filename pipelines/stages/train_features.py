@@ -28,7 +28,7 @@ def run(config: schema.Config, stage: Stage) -> None:
     job = data_job(config, stage)
     features = job.features.build()
     if features.needs_training:
-        result = stage.train(train, {"job": job, "training": config.features.training})
+        result = stage.train(train, {"job": job})
         stage.keep("models/features")
         stage.run.log_values({"test_accuracy": result["test_accuracy"]})
     about = {"kind": job.features.kind, **features.record(output)}
@@ -47,14 +47,13 @@ def classification(network: nn.Module, batch: Batch, random: StepRandom, step: i
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     job: Job = settings["job"]
-    training: schema.Training = settings["training"]
     dataset = job.dataset()
     features = job.features.build()
     torch.manual_seed(job.seed)
     classifier = features.new(dataset.shape, dataset.num_classes)
     phase = Phase(name="features", network=classifier, objective=classification)
     data = TensorData(dataset.train.x, Condition(labels=dataset.train.labels))
-    averages = fit([phase], data, training, job, context)
+    averages = fit([phase], data, features.training, job, context)
     classifier.load_state_dict(averages.published())
     classifier.eval().cpu()
     if context.rank == 0:

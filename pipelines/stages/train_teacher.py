@@ -9,7 +9,6 @@ import torch
 from ayf_core.networks.build import build_network
 from ayf_core.networks.spec import NetworkSpec
 from ayf_core.objectives.flow_matching import FlowMatching
-from ayf_core.times import LogitNormalTime
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.phases import Phase
@@ -43,7 +42,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
 def flow_matching(teacher: schema.Teacher, spec: NetworkSpec) -> FlowMatching:
     """What a network of this spec is trained by."""
     return FlowMatching(
-        time_law=LogitNormalTime(mean=teacher.time_law.mean, std=teacher.time_law.std),
+        time_law=teacher.time_law.build(),
         conditions=spec.conditions,
         label_dropout=teacher.label_dropout,
     )

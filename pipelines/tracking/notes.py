@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.catalogue import measures
-from pipelines.settings.model import literal
+from pipelines.settings.words import literal
 
 if TYPE_CHECKING:
     from pipelines.project.declarations import Declaration

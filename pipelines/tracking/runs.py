@@ -21,7 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line, write_whole
 from pipelines.redaction import without_secrets
-from pipelines.settings.model import literal
+from pipelines.settings.words import literal
 from pipelines.tracking.lineage import DvcSource, find_run_by_output, git_tags
 from pipelines.tracking.retry import Patience, may_pass, patience_for
 from pipelines.tracking.store import experiment, server_address, tracking_uri

@@ -29,9 +29,9 @@ from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.checkpoints import load_state
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.parallel import distribute
 from ayf_core.training.phases import Phase
-from ayf_core.training.settings import LoopOptions
 from ayf_core.training.sharding import gathered, is_sharded
 from ayf_core.training.trainer import Trainer
 from tests.ayf_core.trainings import training_settings

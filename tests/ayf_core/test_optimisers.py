@@ -10,7 +10,7 @@ from ayf_core.errors import AyfError
 from ayf_core.registry import names
 from ayf_core.settings import settings_of
 from ayf_core.training.optimisers import build_optimiser, learning_rate
-from ayf_core.training.settings import TrainingSettings
+from ayf_core.training_settings import TrainingSettings
 from tests.ayf_core.trainings import training_settings
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ayf_core.training.settings import TrainingSettings
+from ayf_core.training_settings import TrainingSettings
 
 
 def training_settings(**changes: Any) -> TrainingSettings:

@@ -7,16 +7,10 @@ from pathlib import Path
 import pytest
 
 from ayf_core.errors import AyfError
-from pipelines.settings import model as settings
-from pipelines.settings.experiment import (
-    TRAINING_GROUPS,
-    Config,
-    config_subtree,
-    load_config,
-    project_root,
-    read_config,
-)
+from pipelines.settings import words as settings
+from pipelines.settings.experiment import TRAINING_GROUPS, Config, config_subtree, load_config, read_config
 from pipelines.settings.params_file import from_preset, presets, render, write
+from pipelines.settings.places import project_root
 from pipelines.settings.runtime import RuntimeConfig, load_runtime
 
 REPOSITORY = Path(__file__).resolve().parents[2]

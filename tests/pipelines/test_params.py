@@ -8,7 +8,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from ayf_core.errors import AyfError
-from pipelines.settings import model as settings
+from pipelines.settings import words as settings
 from pipelines.settings.experiment import Config, load_config
 from pipelines.settings.params_file import changed, differences, from_preset, named_preset, presets, render, write
 

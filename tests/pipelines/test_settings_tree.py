@@ -18,8 +18,6 @@ from pipelines.settings import tree
 from pipelines.settings.words import nearest_key, unknown_key
 from pipelines.settings.yaml_file import YamlFile
 
-# ruff: noqa: RUF009
-
 COMPONENTS = """
 from dataclasses import dataclass
 
@@ -60,7 +58,7 @@ class Schema:
     note: str | None = setting("a text")
     grid: Chosen = chosen("grid", "which grid")
     students: list[str] = setting("which students", room="grid", may_be_empty=True)
-    each_student: Mapping[str, Student] = each("grid", "a student", by="students", schema=Student)
+    each_student: Mapping[str, Student] = each("grid", "a student", by=("students",), schema=Student)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ayf_core.data.codecs.base import CodecChoice
 from ayf_core.errors import AyfError
 from ayf_core.registry import register
-from ayf_core.settings import setting
+from ayf_core.settings import group, setting
+from ayf_core.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from ayf_core.data.codecs.diffusers_autoencoder import AutoencoderKLCodec
@@ -28,6 +29,7 @@ class TrainedAutoencoder(CodecChoice):
     channels: list[int] = setting("width a level; each level after the first halves the side", at_least=1, repeats=True)
     layers_per_block: int = setting("residual layers a level", at_least=1)
     kl_weight: float = setting("weight of the KL term", at_least=0.0)
+    training: TrainingSettings = group("how the codec is trained")
 
     needs_training: ClassVar[bool] = True
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.features.base import FeaturesChoice
 from ayf_core.registry import register
-from ayf_core.settings import setting
+from ayf_core.settings import group, setting
+from ayf_core.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ class TrainedClassifier(FeaturesChoice):
     """Suits images of about 8 to 64 pixels a side, of two classes or more."""
 
     width: int = setting("width of the classifier", at_least=1)
+    training: TrainingSettings = group("how the classifier is trained")
 
     needs_training: ClassVar[bool] = True
 

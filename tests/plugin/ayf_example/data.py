@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+
 from ayf_core.data.sets.base import DataSource, Examples
 from ayf_core.registry import register
 from ayf_core.settings import setting

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from ayf_core.evaluation.features.base import FeatureExtractor, FeaturesChoice
 from ayf_core.registry import register
 from ayf_core.settings import setting
-from torch import Tensor
 
 
 class FourierFeatures:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
+
 from ayf_core.conditions import ClassLabels, Condition
 from ayf_core.errors import AyfError
 from ayf_core.networks.base import MeanVelocityNetwork
@@ -12,7 +14,6 @@ from ayf_core.networks.embeddings import ScalarEmbedding
 from ayf_core.networks.spec import NetworkSpec
 from ayf_core.registry import register
 from ayf_core.settings import setting
-from torch import Tensor, nn
 
 
 @register("network", "convolutions", title="Convolutions")

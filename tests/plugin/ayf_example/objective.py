@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ayf_core.interpolants import expand
 from ayf_core.objectives.base import Loss
 from ayf_core.objectives.emd import EulerianDistillation
 from ayf_core.registry import register
 from ayf_core.settings import setting
 from ayf_core.tangents import Point
-from torch import Tensor
 
 
 @register("objective", "capped", title="Student, capped tangents", colour="#CC79A7", needs_teacher=True)

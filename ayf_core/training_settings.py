@@ -1,4 +1,4 @@
-"""What a person sets of a training, and what only says how the loop is run."""
+"""What a person sets of a training."""
 
 from dataclasses import dataclass
 
@@ -23,19 +23,3 @@ class TrainingSettings:
     gradient_clip: float = setting("largest gradient norm", above=0.0)
     ema_stds: list[float] = setting("relative widths of the averages kept (EDM2)", above=0.0, at_most=0.28)
     ema_std: float = setting("width of the one that is published", above=0.0, at_most=0.28)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopOptions:
-    """How the loop is run: the result is the same, up to rounding, whatever these are.
-
-    Args:
-        micro_batch: most samples in one forward pass on one worker; accumulation follows from it.
-        log_every, checkpoint_every: in steps.
-        sharding: over several workers: none = each holds everything, full = each holds a piece of every weight.
-    """
-
-    micro_batch: int | None = None
-    log_every: int = 50
-    checkpoint_every: int = 500
-    sharding: str = "none"
