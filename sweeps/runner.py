@@ -33,7 +33,7 @@ from pipelines.project.declarations import check_deps, fingerprint, read_declara
 from pipelines.settings.experiment import load_config
 from pipelines.settings.places import PARAMS_FILE
 from pipelines.settings.runtime import RuntimeConfig
-from pipelines.settings.yaml_file import read_document
+from pipelines.settings.yaml_file import read_yaml
 from pipelines.tracking.lineage import git_tags, last_seconds
 from pipelines.tracking.notes import run_name
 from pipelines.tracking.runs import StageRun, open_run
@@ -95,7 +95,7 @@ def run_named(root: Path, name: str, runtime: RuntimeConfig, *, resume: bool = F
 
 def _kind(root: Path, name: str) -> str | None:
     path = root / "sweeps" / f"{name}.yaml"
-    document = read_document(path, "see sweeps/") if path.is_file() else None
+    document = read_yaml(path, "see sweeps/") if path.is_file() else None
     return "sampling" if document is not None and "kind" in document.lines else None
 
 

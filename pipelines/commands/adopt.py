@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ayf_core.errors import AyfError
-from pipelines.settings import words as settings
 from pipelines.settings.experiment import Config, load_config
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking.lineage import settings_of_run
@@ -24,11 +23,12 @@ def adopted(root: Path, run: str, runtime: RuntimeConfig | None = None) -> tuple
         AyfError: there is no such run, it has no settings, or they do not agree with the rest of params.yaml.
     """
     name, values = settings_of_run(run, root, runtime)
-    known = settings.settings_of(Config)
+    present = load_config(root)
+    known = present.keys().settings
     taken = {key: value for key, value in values.items() if key in known and key not in NOT_ADOPTED}
     if not taken:
         raise AyfError(f"the run {name} has no settings of params.yaml: name a trial of a sweep, or a stage's run")
     try:
-        return name, load_config(root).with_values(taken)
+        return name, present.with_values(taken)
     except AyfError as error:
         raise AyfError(f"the settings of {name} do not go with the present params.yaml: {error}") from error

@@ -128,4 +128,4 @@ def _write_params(root: Path, assignments: dict[str, str]) -> None:
     if "preset" in assignments:
         replace_params(root, from_preset(root, assignments["preset"], rest), assignments["preset"])
     else:
-        replace_params(root, changed(root, rest), named_preset(root))
+        replace_params(root, changed(root, rest), named_preset(root), in_place=True)

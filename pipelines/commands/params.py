@@ -44,12 +44,12 @@ def params_use(assignments: tuple[str, ...]) -> None:
 @params.command("set", short_help="Change settings of params.yaml, e.g. seed=3.")
 @click.argument("assignments", nargs=-1, required=True, metavar="KEY=VALUE...")
 def params_set(assignments: tuple[str, ...]) -> None:
-    """Change settings of params.yaml and print what changed. Your own comments in it are not kept."""
+    """Change settings of params.yaml and print what changed. All else in it stays, your own comments too."""
     from pipelines.settings.params_file import changed, named_preset
     from pipelines.settings.places import project_root
 
     root = project_root()
-    replace_params(root, changed(root, assignments), named_preset(root))
+    replace_params(root, changed(root, assignments), named_preset(root), in_place=True)
 
 
 @params.command("adopt", short_help="Take over the settings of a sweep's best trial, or of any run.")
@@ -68,7 +68,7 @@ def params_adopt(run: str) -> None:
     root = project_root()
     source, config = adopted(root, run, load_runtime(root))
     click.echo(f"settings of {source}")
-    replace_params(root, config, named_preset(root))
+    replace_params(root, config, named_preset(root), in_place=True)
 
 
 @params.command("check", short_help="Check params.yaml; names every problem.")
@@ -109,17 +109,17 @@ def params_diff(preset: str | None) -> None:
     _print_changes(changes)
 
 
-def replace_params(root: Path, config: Config, preset: str) -> None:
-    """Write params.yaml and print what changed in it."""
+def replace_params(root: Path, config: Config, preset: str, *, in_place: bool = False) -> None:
+    """Write params.yaml, anew or in place, and print what changed in it."""
     from ayf_core.errors import AyfError
     from pipelines.settings.experiment import read_config
-    from pipelines.settings.params_file import differences, write
+    from pipelines.settings.params_file import differences, update, write
 
     try:
         before, _ = read_config(root)
     except AyfError:
         before = None
-    write(root, config, preset)
+    (update if in_place else write)(root, config, preset)
     if before is None:
         click.echo(f"params.yaml written from preset {preset} (there was no readable one before)")
         return
@@ -135,4 +135,5 @@ def _settings(count: int) -> str:
 def _print_changes(changes: list[Change]) -> None:
     width = max((len(change.key) for change in changes), default=0)
     for change in changes:
-        click.echo(f"  {change.key:<{width}}  {change.before} -> {change.after}")
+        before, after = (value if value is not None else "(not set)" for value in (change.before, change.after))
+        click.echo(f"  {change.key:<{width}}  {before} -> {after}")

@@ -17,11 +17,16 @@ import yaml
 
 from ayf_core.errors import AyfError
 from ayf_core.files import inside, read_json
-from pipelines.settings import words as settings
+from pipelines.settings import tree
 from pipelines.settings.experiment import Config
+from pipelines.settings.words import unknown_key
 
 NOT_INPUTS = ("__pycache__", "sampling.json")
 """What lies in inputs and is none: byte code, and the tuned sampling settings that stand beside a model's weights."""
+
+
+NOT_DECLARED = ("plugins", "distill.objectives", "distill.without_teacher", "evaluation.models")
+"""Settings that say which stages there are: the stages themselves do not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +124,15 @@ def undeclared(root: Path) -> list[str]:
     if not (root / "dvc.yaml").is_file():
         return []
     stages = read_declarations(root).values()
-    known = {*settings.settings_of(Config), *settings.groups_of(Config)}
+    keys = tree.keys_of(Config, read_params(root))
     problems = {
-        f"dvc.yaml: stage {stage.base}: {settings.unknown_key(key, Config)}": None
+        f"dvc.yaml: stage {stage.base}: {unknown_key(key, [*keys.settings, *keys.groups])}": None
         for stage in stages
         for key in stage.params
-        if key not in known
+        if key not in keys.settings and key not in keys.groups
     }
-    declared = {key for stage in stages for key in stage.params}
-    for key in settings.settings_of(Config):
+    declared = {key for stage in stages for key in stage.params} | set(NOT_DECLARED)
+    for key in keys.settings:
         if not any(key == name or key.startswith(f"{name}.") for name in declared):
             problems[f"dvc.yaml: no stage declares {key}: add it to the params of the stage it changes"] = None
     return list(problems)

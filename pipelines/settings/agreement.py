@@ -133,8 +133,8 @@ def _guidance_problems(config: Config) -> Iterator[str]:
     outside = [scale for scale in asked if limits is not None and scale not in limits]
     if outside:
         yield (
-            f"evaluation.guidance_scales = {literal(asked)}: the student learns scales from "
-            f"{number(limits.minimum)} to {number(limits.maximum)} only; drop {literal(outside)} or widen distill.guidance"
+            f"evaluation.guidance_scales = {literal(asked)}: the student learns scales from {number(limits.minimum)} "
+            f"to {number(limits.maximum)} only; drop {literal(outside)} or widen distill.guidance"
         )
     if config.distill.guidance.component.facts.get("needs_dropped_conditions") and config.teacher.label_dropout == 0:
         yield (
