@@ -96,7 +96,7 @@ def run_named(root: Path, name: str, runtime: RuntimeConfig, *, resume: bool = F
 def _kind(root: Path, name: str) -> str | None:
     path = root / "sweeps" / f"{name}.yaml"
     document = read_yaml(path, "see sweeps/") if path.is_file() else None
-    return "sampling" if document is not None and "kind" in document.lines else None
+    return "sampling" if document is not None and "kind" in document.content else None
 
 
 def run_sweep(
