@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ayf_core.data.sets.base import DataSet
-from ayf_core.evaluation.quality import check_counts
+from ayf_core.evaluation.counts import check_counts
 from ayf_core.registry import Chosen, find
 from ayf_core.settings import settings_of
 
