@@ -20,8 +20,9 @@ from ayf_core.files import inside, read_json
 from pipelines.settings import model as settings
 from pipelines.settings.experiment import Config
 
-NOT_INPUTS = ("__pycache__", "sampling.json")
-"""What lies in inputs and is none: byte code, and the tuned sampling settings that stand beside a model's weights."""
+NOT_INPUTS = ("__pycache__", "sampling.json", "README.md")
+"""What lies in inputs and is none, as .dvcignore has it: byte code, the tuned sampling settings that stand beside a
+model's weights, what tells people where to put their images."""
 
 
 @dataclass(frozen=True)
