@@ -60,6 +60,8 @@ def _named(declaration: Declaration, params: Mapping[str, Any]) -> Iterator[Comp
     named = [("objective", value) for key, value in declaration.item.items() if key == "objective"]
     for key, value in _leaves(declared_params(params, declaration)):
         named += [(room, value) for pattern, room in _ROOMS.items() if re.fullmatch(pattern, key)]
+        if key == "codec.pretrained" and value is not None:
+            named.append(("codec", "pretrained"))
     for room, name in named:
         component = components(room).get(str(name))
         if component is not None:
