@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ayf_core.errors import AyfError, Preempted
 from ayf_core.files import found_below, write_whole
+from pipelines.execution.code_changes import note_code
 from pipelines.execution.locks import only_writer
 from pipelines.execution.stage import Stage
 from pipelines.project import dvc_lock
+from pipelines.project.code import check_code
 from pipelines.project.declarations import check_deps, fingerprint, read_declarations
 from pipelines.tracking.notes import stage_name, stage_note
 
@@ -59,12 +61,14 @@ def run_stage(
     if name not in declared:
         raise AyfError(f"dvc.yaml has no stage {name}; it has {', '.join(declared)}")
     check_deps(root, declared[name], declared)
+    check_code(root, declared[name])
     body = body or body_of(declared[name].base)
     with only_writer(root / "runs" / name, name):
         stage = Stage(root, declared[name], runtime)
         if _asked_again(stage):
             _remove(stage.scratch)
         stage.scratch.mkdir(parents=True, exist_ok=True)
+        note_code(stage)
         stage.run = _open(stage)
         status = "FAILED"
         try:

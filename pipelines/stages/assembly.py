@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
@@ -24,10 +24,12 @@ from ayf_core.training.data import TrainingData
 from ayf_core.training.phases import Phase
 from ayf_core.training.settings import LoopOptions, TrainingSettings
 from ayf_core.training.trainer import Callback, Trainer
-from pipelines.execution.stage import Stage
-from pipelines.settings import experiment as schema
-from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages import components
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings import experiment as schema
+    from pipelines.settings.runtime import RuntimeConfig
 
 
 class Watch(Protocol):

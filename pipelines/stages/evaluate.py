@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,20 +19,21 @@ from ayf_core.evaluation.intervals import confidence_interval
 from ayf_core.networks.files import load_network
 from ayf_core.registry import find
 from ayf_core.sampling.generator import Generator
-from pipelines.execution.ray_train import torch_device, worker_threads
-from pipelines.execution.stage import Stage
-from pipelines.settings import experiment as schema
 from pipelines.stages import components
 from pipelines.stages.bench import Bench
 from pipelines.stages.pictures import grid, preview_inputs
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings import experiment as schema
 
 Measures = dict[str, float]
 
 
 def run(config: schema.Config, stage: Stage) -> None:
-    torch.set_num_threads(worker_threads(stage.runtime))
+    torch.set_num_threads(stage.threads)
     name = stage.item["model"]
-    device = torch_device(stage.runtime)
+    device = stage.device
     model = guided(Generator.load(stage.input(f"models/{name}"), device), config, stage)
     stage.check_watched(components.data_set(config.data).build().reads())
     bench = Bench(config, stage.input("models/features"), device)
@@ -59,7 +60,7 @@ def guided(model: Generator, config: schema.Config, stage: Stage) -> Generator:
     guidance = find("guidance", config.distill.guidance.kind)
     if model.sampler.takes_settings or not guidance.facts["needs_scale"]:
         return model
-    weak_teacher, card = load_network(stage.input("models/weak_teacher"), torch_device(stage.runtime))
+    weak_teacher, card = load_network(stage.input("models/weak_teacher"), stage.device)
     if card["sha256"] == model.card["sha256"]:
         return model
     return model.guided_by(guidance.load().build(model.network, weak_teacher, model.spec.conditions))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,10 +16,12 @@ from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.phases import Phase
-from pipelines.execution.stage import Stage
-from pipelines.settings import experiment as schema
 from pipelines.stages import components
 from pipelines.stages.assembly import Job, data_job, fit
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings import experiment as schema
 
 SMALLEST_SIDE = 4
 """Of latent images: the discriminator that finishes a student takes no smaller ones."""

@@ -11,11 +11,12 @@ import yaml
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line, parse_json
 from pipelines.tracking.store import experiment, tracking_uri
-from pipelines.tracking.tags import BEST_TAG, FIXED_TAG, KIND_TAG, OUTPUT_TAG, POINT_TAG
+from pipelines.tracking.tags import ACCEPTED_TAG, BEST_TAG, FIXED_TAG, KIND_TAG, OUTPUT_TAG, POINT_TAG
 
 if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
@@ -29,6 +30,14 @@ def find_run_by_output(path: str, fingerprint: str, uri: str) -> str | None:
     wanted = f"tags.`{OUTPUT_TAG}{path}` = '{fingerprint}'"
     found = client.search_runs([experiment(client)], wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return found[0].info.run_id if found else None
+
+
+def note_accepted(run_id: str, words: str, uri: str) -> None:
+    """Note with a run that a later change of code was said to be harmless."""
+    client = MlflowClient(uri)
+    tags = client.get_run(run_id).data.tags
+    client.set_tag(run_id, ACCEPTED_TAG, "\n".join(filter(None, [tags.get(ACCEPTED_TAG), words])))
+    client.set_tag(run_id, MLFLOW_RUN_NOTE, f"{tags.get(MLFLOW_RUN_NOTE, '')}\nCode: {words}.\n".lstrip())
 
 
 def settings_of_run(name: str, root: Path, runtime: RuntimeConfig | None = None) -> tuple[str, dict[str, Any]]:

@@ -122,12 +122,14 @@ def stage(root: Path, **environment: str) -> subprocess.CompletedProcess:
 @pytest.fixture
 def on_ray(tmp_path: Path, repository: Path) -> Path:
     """A project whose runtime is an existing Ray."""
+    from pipelines.project.code import write_code
     from pipelines.settings import params_file as params
 
     for name in ("ayf_core", "dashboards", "pipelines", "conf", "dvc.yaml"):
         (tmp_path / name).symlink_to(repository / name)
     (tmp_path / "data/images").mkdir(parents=True)
     params.write(tmp_path, params.from_preset(tmp_path, "smoke", []), "smoke")
+    write_code(tmp_path)
     (tmp_path / "runtime.yaml").write_text("mode: ray\naddress: auto\nworkers: 2\nthreads_per_worker: 1\ndevice: cpu\n")
     return tmp_path
 

@@ -17,7 +17,9 @@ from PIL import Image
 from ayf_core.errors import AyfError
 from ayf_core.files import found_below
 from ayf_core.generator import Generator
+from pipelines.execution.accepting import accept_changes
 from pipelines.execution.run import run_stage
+from pipelines.project.code import write_code
 from pipelines.project.declarations import fingerprint, read_declarations
 from pipelines.settings import params_file as params
 from pipelines.settings.experiment import load_config
@@ -41,13 +43,18 @@ CHAIN = [
 pytestmark = pytest.mark.slow
 
 
-def make_project(root: Path, *overrides: str, preset: str = "smoke") -> Path:
-    """A project folder with this repository's code and stages, and settings of its own."""
+def make_project(root: Path, *overrides: str, preset: str = "smoke", to_edit: bool = False) -> Path:
+    """A project folder with this repository's code (copies, where it is `to_edit`), and settings of its own."""
     root.mkdir(parents=True, exist_ok=True)
-    for name in ("ayf_core", "dashboards", "pipelines", "conf", "dvc.yaml"):
-        (root / name).symlink_to(REPOSITORY / name)
+    for name in ("ayf_core", "dashboards", "pipelines", "conf"):
+        if to_edit:
+            shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            (root / name).symlink_to(REPOSITORY / name)
+    (root / "dvc.yaml").symlink_to(REPOSITORY / "dvc.yaml")
     (root / "data/images").mkdir(parents=True)
     params.write(root, params.from_preset(root, preset, list(overrides)), preset)
+    write_code(root)
     (root / "runtime.yaml").write_text("mode: inline\ncheckpoint_every: 2\nlog_every: 1\nsystem_metrics: false\n")
     return root
 
@@ -84,7 +91,7 @@ def runs_of(root: Path) -> dict[str, object]:
 
 
 def test_the_chain_covers_every_declared_stage() -> None:
-    assert sorted(CHAIN) == sorted(read_declarations(REPOSITORY))
+    assert sorted([*CHAIN, "code"]) == sorted(read_declarations(REPOSITORY))
 
 
 def test_every_declared_output_is_published(project: Path) -> None:
@@ -206,6 +213,49 @@ def test_stage_killed_at_three_moments_gives_the_bytes_of_one_never_killed(proje
     assert start(killed, "distill@emd").wait() == 0
     assert fingerprint(killed / "models/emd") == fingerprint(quiet / "models/emd")
     assert points(killed, "distill@emd") == points(quiet, "distill@emd") == list(range(1, steps + 1))
+
+
+def test_a_killed_training_goes_on_after_a_docstring_was_edited_and_not_after_a_constant(
+    project: Path, tmp_path: Path
+) -> None:
+    settings = ["teacher.training.steps=4000", "teacher.training.batch_size=8"]
+    root = make_project(tmp_path / "edited", *settings, to_edit=True)
+    copy_outputs(project, root)
+    code = root / "ayf_core/training/trainer.py"
+    first = killed_at(root, 11, "train_teacher")
+    code.write_text(code.read_text().replace('"""', '"""Said otherwise. ', 1) + "# a comment\n")
+    write_code(root)
+    second = killed_at(root, first + 10, "train_teacher")
+    assert second > first
+    (log,) = found_below(root / "runs/train_teacher", "metrics.jsonl")  # one scratch folder: the same training
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    code.write_text(code.read_text() + "LIMIT = 3\n")
+    assert "run `dvc repro --force code`" in (said(start(root, "train_teacher")))
+    write_code(root)
+    killed_at(root, 3, "train_teacher", folders=2)
+    lines = list(accept_changes(root, ["train_teacher"], "nobody reads LIMIT"))
+    assert lines[0] == "train_teacher: its interrupted training goes on: ayf_core.training.trainer"
+
+
+def said(process: subprocess.Popen[bytes]) -> str:
+    return process.communicate()[1].decode()
+
+
+def killed_at(root: Path, step: int, stage: str, folders: int = 1) -> int:
+    """Run a stage until the newest of its trainings has logged so many steps, and kill it; the steps logged."""
+    process = start(root, stage)
+    deadline = time.monotonic() + 300
+    while True:
+        logs = sorted(found_below(root / "runs" / stage, "metrics.jsonl"), key=lambda log: log.stat().st_mtime)
+        if len(logs) == folders and len(logs[-1].read_text().splitlines()) >= step:
+            break
+        assert process.poll() is None, said(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    return len(logs[-1].read_text().splitlines())
 
 
 def logged_steps(root: Path) -> int:

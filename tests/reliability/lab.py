@@ -19,7 +19,7 @@ from pipelines.project.declarations import fingerprint
 from pipelines.settings import params_file as params
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CODE = ("ayf_core", "dashboards", "pipelines", "sweeps", "conf", "dvc.yaml")
+CODE = ("ayf_core", "dashboards", "pipelines", "sweeps", "conf", "plugins", "dvc.yaml")
 STAGE = "train_teacher"
 STEPS, CHECKPOINT_EVERY = 400, 50
 DISTURBED_AT = 120
