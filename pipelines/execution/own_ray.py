@@ -14,7 +14,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -41,6 +43,16 @@ def prepare_environment() -> None:
     """Set what Ray reads when it is imported, unless it is set already."""
     for variable, value in RAY_SETTINGS.items():
         os.environ.setdefault(variable, value)
+
+
+def interpreter_of_workers() -> dict[str, str]:
+    """The part of a runtime environment that names the workers' Python, where its path needs quotes.
+
+    Ray hands the path to a shell as it is: a space or a bracket in it, as in a project's folder, ends every worker
+    before it has begun.
+    """
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 _TOKEN = secrets.token_hex(32)
@@ -91,6 +103,7 @@ class OwnRay:
             logging_level=logging.ERROR,
             object_store_memory=100 * 2**20,  # nothing but a few small dicts passes through it
             _temp_dir=str(self._folder),
+            runtime_env=interpreter_of_workers(),
         )
 
     @staticmethod
