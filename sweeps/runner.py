@@ -28,7 +28,7 @@ from pipelines.execution.locks import only_writer
 from pipelines.execution.own_ray import prepare_environment
 from pipelines.execution.ray_connection import ray_for
 from pipelines.execution.ray_train import InThread
-from pipelines.execution.stopping import PATIENCE_SECONDS, STOPPED
+from pipelines.execution.stopping import STOP_WITHIN_SECONDS, STOPPED
 from pipelines.project.declarations import check_deps, fingerprint, read_declarations
 from pipelines.settings.documents import read_document
 from pipelines.settings.experiment import PARAMS_FILE, load_config
@@ -243,7 +243,7 @@ def trial_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
 def _plan(place: Place, resources: Resources, parent: StageRun) -> str:
     sweep, ledger = place.sweep, Ledger(place.search)
     stages = [stage.name for stage in sweep.chain]
-    known = parent.patience.until_taken(lambda: last_seconds(stages, parent.uri))
+    known = parent.retry.call(lambda: last_seconds(stages, parent.uri))
     seconds = longest_seconds(sweep, known, resources.at_once)
     if seconds is None:
         time_words = "no stage of the chain has finished here yet, so how long it takes is unknown"
@@ -373,15 +373,15 @@ def _end_when_asked(ledger: Ledger) -> Callable[[], None]:
     from sweeps.trial import HELD, TUNE_ID
 
     stop_file = os.environ.get(STOP_FILE)
-    patience: float | None = None
+    deadline: float | None = None
 
     def check() -> None:
-        nonlocal patience
+        nonlocal deadline
         if stop_file is None or not Path(stop_file).exists():
             return
-        patience = patience or time.monotonic() + PATIENCE_SECONDS
+        deadline = deadline or time.monotonic() + STOP_WITHIN_SECONDS
         training = [trial.folder for trial in ledger.waiting if (trial.folder / TUNE_ID).exists()]
-        if all((folder / HELD).exists() for folder in training) or time.monotonic() > patience:
+        if all((folder / HELD).exists() for folder in training) or time.monotonic() > deadline:
             raise SystemExit(STOPPED)
 
     return check

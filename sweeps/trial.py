@@ -101,8 +101,8 @@ def run_trial(settings: dict[str, Any], job: TrialJob) -> None:
 
 def folder_of(trials: Path, tune_id: str) -> Path:
     """The folder of the trial that Tune knows by `tune_id`: a copied member of a population keeps its own."""
-    patience = time.monotonic() + ENROLMENT_SECONDS
-    while time.monotonic() < patience:
+    deadline = time.monotonic() + ENROLMENT_SECONDS
+    while time.monotonic() < deadline:
         for place in trials.iterdir():
             note = place / TUNE_ID
             if note.exists() and note.read_text() == tune_id:

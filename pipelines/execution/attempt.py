@@ -96,9 +96,9 @@ class Attempt:
             AyfError: fewer have come in time. A task that started but whose note is not here writes to another
                 folder.
         """
-        patience = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while len(found := self.hosts()) < count:
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 if len(found) >= (fewest or count):
                     break
                 missing = sorted(set(range(count)) - set(found))
@@ -153,8 +153,8 @@ class Attempt:
 
     def await_stage(self, seconds: float) -> None:
         """Wait until no stage runs any more, at most so long."""
-        patience = time.monotonic() + seconds
-        while self.has_unfinished_stage() and time.monotonic() < patience:
+        deadline = time.monotonic() + seconds
+        while self.has_unfinished_stage() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
     def end(self, what_then: str) -> None:

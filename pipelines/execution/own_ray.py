@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 from ayf_core.errors import AyfError
+from dashboards.network import reach_local_servers_directly
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -41,6 +42,7 @@ starve. A report waits for the next health check: 2 s unless set."""
 
 def prepare_environment() -> None:
     """Set what Ray reads when it is imported, unless it is set already."""
+    reach_local_servers_directly()
     for variable, value in RAY_SETTINGS.items():
         os.environ.setdefault(variable, value)
 
@@ -84,7 +86,7 @@ class OwnRay:
         try:
             try:
                 self._start()
-            except Exception:  # beside other work Ray may have lost patience with a process of its own
+            except Exception:  # beside other work Ray may have timed out on a process of its own
                 ray.shutdown()
                 self._start()
         except BaseException:

@@ -164,11 +164,11 @@ def require_room(runtime: RuntimeConfig, cpus_per_worker: int, gpus: bool) -> No
         need["GPU"] = 1
     fewest = (runtime.min_workers or runtime.workers) + runtime.teacher_workers
     # In a job, a node whose Ray has died gets another.
-    patience = time.monotonic() + (REJOIN_SECONDS if ATTEMPT in os.environ else 0.0)
+    deadline = time.monotonic() + (REJOIN_SECONDS if ATTEMPT in os.environ else 0.0)
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         fit = sum(min(int(node.get(kind, 0) // amount) for kind, amount in need.items()) for node in nodes)
-        if fit >= fewest or time.monotonic() >= patience:
+        if fit >= fewest or time.monotonic() >= deadline:
             break
         time.sleep(0.5)
     if fit < fewest:
@@ -232,8 +232,8 @@ def require_shared(folder: Path) -> None:
 
 
 def _sees(note: Path, text: str) -> bool:
-    patience = time.monotonic() + 15.0  # network file systems may show a new file late
-    while time.monotonic() < patience:
+    deadline = time.monotonic() + 15.0  # network file systems may show a new file late
+    while time.monotonic() < deadline:
         try:
             if note.read_text() == text:
                 return True

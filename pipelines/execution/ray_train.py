@@ -31,7 +31,7 @@ from pipelines.execution.progress import TrainingProgress
 from pipelines.execution.ray_connection import cluster_cpus, cluster_gpus, ray_for, require_room, require_shared
 from pipelines.execution.stopping import handler_kept, has_stopped, stoppable
 from pipelines.execution.workers import FAILURE, guarded, light_trainer, result_or_error, train_on_worker
-from pipelines.tracking.retry import patience_for
+from pipelines.tracking.retry import retry_for
 
 if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
@@ -76,7 +76,7 @@ def run_training(
     with (
         stoppable(folder) as stop_file,
         TrainingProgress(name) as progress,
-        Follower(folder / "metrics.jsonl", on_log, progress, patience_for(runtime)) as follower,
+        Follower(folder / "metrics.jsonl", on_log, progress, retry_for(runtime)) as follower,
     ):
         job = {"train": train, "config": config, "folder": str(folder), "stop_file": str(stop_file)}
         job["keep"] = None if keep_all else CHECKPOINTS_KEPT

@@ -39,7 +39,7 @@ def run(config: Config, stage: Stage) -> None:
     stage.run.log_values({key: value for key, value in flat(summary).items() if not key.endswith("/distance")})
     for path in ("reports/samples.png", "reports/quality.csv", "reports/guidance.csv"):
         stage.run.log_artifact(stage.output(path))
-    write(stage.root / DASHBOARD, stage.run.patience.until_taken(lambda: store_page(stage.run.uri)))
+    write(stage.root / DASHBOARD, stage.run.retry.call(lambda: store_page(stage.run.uri)))
     stage.run.log_artifact(stage.root / DASHBOARD)
 
 

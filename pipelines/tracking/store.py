@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line
-from dashboards.store import answers
+from dashboards.store import answers, through_proxy
 from pipelines.redaction import apart
 from pipelines.tracking.tags import EXPERIMENT
 
@@ -47,7 +47,9 @@ def tracking_uri(root: Path, runtime: RuntimeConfig | None = None) -> str:
         return ensure_store(root)
     if uri.startswith(SERVER):
         if not answers(uri):
-            raise AyfError(f"the MLflow server {uri} does not answer; start it (ayf ui) or unset {source}")
+            raise AyfError(
+                f"the MLflow server {uri} does not answer{through_proxy(uri)}; start it (ayf ui) or unset {source}"
+            )
         return uri
     if uri.startswith("sqlite:///"):
         database = (root / uri.removeprefix("sqlite:///")).absolute()

@@ -75,7 +75,7 @@ def away(server: Server, goes: Callable[[], bool], seconds: float = AWAY_SECONDS
 
 def walk(root: Path, server: Server, patience: float = 120.0) -> Stage:
     runtime = toy.runtime()
-    runtime.tracking_uri, runtime.tracking_patience = server.uri, patience
+    runtime.tracking_uri, runtime.tracking_retry_seconds = server.uri, patience
     return run_stage(root, "walk@up", config=object(), runtime=runtime, body=toy.walk)
 
 
@@ -177,7 +177,7 @@ def test_a_sweeps_story_is_told_when_the_server_is_back(running: Server, tmp_pat
     from sweeps.story import Story
 
     runtime = toy.runtime()
-    runtime.tracking_uri, runtime.tracking_patience = running.uri, 120.0
+    runtime.tracking_uri, runtime.tracking_retry_seconds = running.uri, 120.0
     ledger = Ledger(tmp_path / "trials")
     for number in (1, 2, 3):
         ledger.propose({"rate": float(number)})
