@@ -25,10 +25,11 @@ from ayf_core.errors import AyfError
 from ayf_core.files import found_below
 from ayf_core.training.context import STOP_FILE
 from pipelines.execution.locks import only_writer
-from pipelines.execution.own_ray import prepare_environment
+from pipelines.execution.own_ray import OwnRay, prepare_environment
 from pipelines.execution.ray_connection import ray_for
 from pipelines.execution.ray_train import InThread
 from pipelines.execution.stopping import STOP_WITHIN_SECONDS, STOPPED
+from pipelines.execution.worker_start import WorkerStart
 from pipelines.project.declarations import check_deps, fingerprint, read_declarations
 from pipelines.settings.documents import read_document
 from pipelines.settings.experiment import PARAMS_FILE, load_config
@@ -288,15 +289,16 @@ def _searched_and_confirmed(
     return answer.confirmed(sweep, confirmation)
 
 
-def _enter_ray(stack: ExitStack, resources: Resources, runtime: RuntimeConfig, console: Console) -> None:
+def _enter_ray(stack: ExitStack, resources: Resources, runtime: RuntimeConfig, console: Console) -> OwnRay | None:
     """One Ray for search and confirmation, entered when the first of them has something to run."""
     import ray
 
-    if not ray.is_initialized():
-        console.print("starting Ray" if runtime.address is None else "connecting to Ray", highlight=False)
-        # Drivers of nested trainers wait; they are given CPUs of their own, which cost nothing.
-        drivers = 1 if resources.workers > 1 else 0
-        stack.enter_context(ray_for(runtime, resources.at_once * (resources.cpus + drivers)))
+    if ray.is_initialized():
+        return None
+    console.print("starting Ray" if runtime.address is None else "connecting to Ray", highlight=False)
+    # Drivers of nested trainers wait; they are given CPUs of their own, which cost nothing.
+    drivers = 1 if resources.workers > 1 else 0
+    return stack.enter_context(ray_for(runtime, resources.at_once * (resources.cpus + drivers)))
 
 
 def _run_trials(
@@ -321,7 +323,7 @@ def _run_trials(
     retell(ledger, opener)
     if len(ledger.ended) >= count:
         return
-    _enter_ray(stack, resources, place.runtime, console)
+    own = _enter_ray(stack, resources, place.runtime, console)
     sweep = place.sweep
     job = TrialJob(
         root=place.root,
@@ -360,12 +362,21 @@ def _run_trials(
             ),
         )
         try:
-            InThread(tuner.fit).result(meanwhile=_end_when_asked(ledger))
+            watch = WorkerStart(lambda: story.has_begun, console.print, own and own.logs)
+            InThread(tuner.fit).result(meanwhile=_each_of(watch, _end_when_asked(ledger)))
         except BaseException:
             story.interrupted()
             raise
         story.finish()
     shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _each_of(*checks: Callable[[], None]) -> Callable[[], None]:
+    def check() -> None:
+        for each in checks:
+            each()
+
+    return check
 
 
 def _end_when_asked(ledger: Ledger) -> Callable[[], None]:

@@ -66,6 +66,11 @@ class Story(tune.Callback):
         self._writer = threading.Thread(target=self._write, daemon=True, name="tell-mlflow")
         self._writer.start()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any trial has started."""
+        return bool(self._began)
+
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks, to restore what this project resumes from the ledger."""
         return {}

@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from ayf_core.errors import AyfError
 from pipelines.machine import next_free_port, port_is_free
+from pipelines.paths import require_path_for_ray, require_path_for_slurm
 from pipelines.settings.experiment import project_root, read_config
 from pipelines.settings.params_file import named_preset
 from pipelines.settings.runtime import RuntimeConfig, load_runtime
@@ -75,7 +76,7 @@ def examine(start: Path | None = None) -> list[Check]:
         ("memory", memory),
         ("disk", lambda: disk(root)),
         ("ray", lambda: ray_installed(runtime)),
-        ("slurm", lambda: slurm_there(runtime)),
+        ("slurm", lambda: slurm_there(root, runtime)),
         ("git", lambda: git_state(root)),
         ("dvc", lambda: dvc_state(root)),
         ("params.yaml", lambda: params_state(root)),
@@ -185,15 +186,18 @@ def ray_installed(runtime: RuntimeConfig) -> Check:
     if version is None:
         state = "missing" if runtime.mode == "ray" else "note"
         return Check("ray", state, "not installed", "pip install 'ray[default,train,tune]'")
+    if runtime.mode == "ray":
+        require_path_for_ray()
     return Check("ray", "ok", version)
 
 
-def slurm_there(runtime: RuntimeConfig) -> Check:
+def slurm_there(root: Path, runtime: RuntimeConfig) -> Check:
     """The partitions with their nodes; without a Slurm only a runtime that needs one lacks something."""
     wanted = runtime.mode == "slurm"
     try:
         nodes = slurm.nodes()
         if wanted:
+            require_path_for_slurm(root)
             slurm.check(runtime)
     except AyfError as error:
         return Check("slurm", *("missing", *_split(str(error))) if wanted else ("note", "none here"))

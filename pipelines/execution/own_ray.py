@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ayf_core.errors import AyfError
 from dashboards.network import reach_local_servers_directly
+from pipelines.paths import require_path_for_ray
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -66,9 +67,13 @@ class OwnRay:
 
     Its files lie in a folder of its own, so other people's Ray on the same machine and left-overs of killed
     ones do not matter; nor does RAY_ADDRESS.
+
+    Raises:
+        AyfError: this Python lies where Ray cannot start it.
     """
 
     def __init__(self, cpus: int) -> None:
+        require_path_for_ray()
         self._cpus = cpus
         # Unix socket paths are limited to 107 bytes: TMPDIR may be too long, /tmp is not.
         base = "/tmp" if os.access("/tmp", os.W_OK) else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ayf_core.errors import AyfError
 from pipelines.execution.attempt import ATTEMPT
-from pipelines.execution.own_ray import OwnRay, prepare_environment
+from pipelines.execution.own_ray import OwnRay, interpreter_of_workers, prepare_environment
 
 if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
@@ -103,7 +103,10 @@ class ExistingRay:
                     address=self._address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env={"env_vars": forwarded()},
+                    runtime_env={
+                        "env_vars": forwarded(),
+                        **(interpreter_of_workers() if ATTEMPT in os.environ else {}),
+                    },
                 )
             except BaseException as error:
                 failed.append(error)

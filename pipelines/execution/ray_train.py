@@ -30,7 +30,15 @@ from pipelines.execution.own_ray import prepare_environment
 from pipelines.execution.progress import TrainingProgress
 from pipelines.execution.ray_connection import cluster_cpus, cluster_gpus, ray_for, require_room, require_shared
 from pipelines.execution.stopping import handler_kept, has_stopped, stoppable
-from pipelines.execution.workers import FAILURE, guarded, light_trainer, result_or_error, train_on_worker
+from pipelines.execution.worker_start import WorkerStart
+from pipelines.execution.workers import (
+    FAILURE,
+    WORKERS_NOTE,
+    guarded,
+    light_trainer,
+    result_or_error,
+    train_on_worker,
+)
 from pipelines.tracking.retry import retry_for
 
 if TYPE_CHECKING:
@@ -130,6 +138,7 @@ def _run_on_ray(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -
     folder = Path(job["folder"])
     here = runtime.address is None
     gpu = here and uses_gpu(runtime)
+    (folder / WORKERS_NOTE).unlink(missing_ok=True)  # of an attempt whose Ray is gone
     put_back_handler = handler_kept()
     with ray_for(runtime, (runtime.workers + runtime.teacher_workers) * worker_threads(runtime)) as own:
         put_back_handler()
@@ -160,11 +169,14 @@ def _run_on_ray(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -
         # In a thread, because in the main thread Ray takes over Ctrl-C and may exit with success.
         fit = InThread(trainer.fit)
         try:
-            outcome = fit.result().return_value
+            watch = WorkerStart((folder / WORKERS_NOTE).exists, progress.remark, own and own.logs, folder / "ray_logs")
+            outcome = fit.result(meanwhile=watch).return_value
         except Exception as error:
             if own is not None:
                 with suppress(OSError):  # the disk may be full; the logs are being written
                     shutil.copytree(own.logs, folder / "ray_logs", dirs_exist_ok=True)
+            if isinstance(error, AyfError):
+                raise
             raise _explain(error, folder, folder / "ray_logs") from error
         finally:
             has_stopped()

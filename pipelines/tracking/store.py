@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line
 from dashboards.store import answers, through_proxy
+from pipelines.paths import require_path_for_store
 from pipelines.redaction import apart
 from pipelines.tracking.tags import EXPERIMENT
 
@@ -87,6 +88,7 @@ def ensure_store(root: Path) -> str:
 
 
 def _ready_sqlite(database: Path, artifacts: Path) -> str:
+    require_path_for_store(database)
     database.parent.mkdir(parents=True, exist_ok=True)
     with _lock(database.with_name(database.name + ".lock")):
         if not database.exists():
