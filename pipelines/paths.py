@@ -12,6 +12,9 @@ from ayf_core.errors import AyfError
 _FOR_SQLITE = re.compile(r"\?|%[0-9a-fA-F]{2}|[\r\n]")
 """The store's address is a URL: `?` would begin its query, `%20` be read as a space."""
 
+_FOR_MIGRATIONS = re.compile(r"%")
+"""MLflow hands the folder of its own package to a reader of settings that fills in values at `%`."""
+
 _FOR_SLURM = re.compile(r"""[%\\'"\r\n]""")
 """Slurm fills in the names of logs at `%`, and has quotes of its own."""
 
@@ -20,8 +23,11 @@ _FOR_RAY = re.compile(r"""[\\\r\n]""")
 
 
 def require_path_for_store(database: Path) -> None:
-    """Raises AyfError where MLflow could not open a SQLite file of this path."""
+    """Raises AyfError where MLflow could not make or open a SQLite file of this path."""
     _require(database.parent, _FOR_SQLITE, "MLflow", "move the project, or name a server as tracking_uri")
+    mlflow = importlib.util.find_spec("mlflow")
+    if mlflow is not None and mlflow.origin is not None:
+        _require(Path(mlflow.origin).parent, _FOR_MIGRATIONS, "MLflow", "move the environment that it is installed in")
 
 
 def require_path_for_slurm(root: Path) -> None:

@@ -96,6 +96,8 @@ class ExistingRay:
         import ray
 
         failed: list[BaseException] = []
+        # The nodes of a job run this very Python; those of other clusters have theirs.
+        interpreter = interpreter_of_workers() if ATTEMPT in os.environ else {}
 
         def connect() -> None:
             try:
@@ -103,10 +105,7 @@ class ExistingRay:
                     address=self._address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env={
-                        "env_vars": forwarded(),
-                        **(interpreter_of_workers() if ATTEMPT in os.environ else {}),
-                    },
+                    runtime_env={"env_vars": forwarded(), **interpreter},
                 )
             except BaseException as error:
                 failed.append(error)
