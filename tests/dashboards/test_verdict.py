@@ -32,7 +32,15 @@ def test_a_teacher_near_real_data_or_unmeasured_is_not(teacher: dict[str, float]
 
 
 def test_the_page_says_so_above_its_figures() -> None:
-    row = {"model": "teacher", "sweep": "quality", "distance": "fd", "nfe": 7, "guidance_scale": None, "gamma": 0.0}
+    row = {
+        "run_id": "1",
+        "model": "teacher",
+        "sweep": "quality",
+        "distance": "fd",
+        "nfe": 7,
+        "guidance_scale": None,
+        "gamma": 0.0,
+    }
     metrics = pd.DataFrame([{**row, "fd": 2.2, "fd_ci95": 0.1, "fd_test": 2.22, "fd_test_ci95": 0.1}])
     metrics.attrs["floor"] = {"fd_test": 0.0274}
     assert views.quality(metrics).text.startswith("These models are barely trained")

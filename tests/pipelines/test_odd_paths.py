@@ -26,6 +26,11 @@ FAKE_DEATH = (
 FAKE_DEATH += "have not registered within the timeout. The process is dead, probably it crashed during start.\n"
 
 
+@pytest.fixture(autouse=True)
+def _stores_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 def test_the_store_of_a_project_in_an_odd_folder_is_written_and_read(tmp_path: Path) -> None:
     root = tmp_path / WORKS
     model = root / "model"
@@ -137,7 +142,8 @@ def train(config, context):
 
 if __name__ == "__main__":
     runtime = RuntimeConfig(mode="ray", threads_per_worker=1, device="cpu")
-    print(run_training(train, {}, folder=Path("runs"), name="x", runtime=runtime, on_log=lambda records: None)["python"])
+    told = run_training(train, {}, folder=Path("runs"), name="x", runtime=runtime, on_log=lambda records: None)
+    print(told["python"])
 """
 
 
