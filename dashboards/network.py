@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from urllib.parse import urlsplit
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import proxy_bypass
 
 LOCAL = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "127.0.0.0/8")
 
@@ -27,7 +27,7 @@ def reach_local_servers_directly() -> None:
 def proxy_variable(address: str) -> str | None:
     """The environment variable that sends requests for an address (http://..., https://...) through a proxy, if any."""
     parts = urlsplit(address)
-    if not parts.hostname or proxy_bypass_environment(parts.hostname, getproxies_environment()):
+    if not parts.hostname or proxy_bypass(parts.hostname):
         return None
     names = (f"{parts.scheme}_proxy", "all_proxy")
     return next((n for name in names for n in (name, name.upper()) if os.environ.get(n)), None)

@@ -24,6 +24,7 @@ from rich.console import Console
 from ayf_core.errors import AyfError
 from ayf_core.files import found_below
 from ayf_core.training.context import STOP_FILE
+from pipelines.durations import duration
 from pipelines.execution.locks import only_writer
 from pipelines.execution.own_ray import OwnRay, prepare_environment
 from pipelines.execution.ray_connection import ray_for
@@ -249,15 +250,11 @@ def _plan(place: Place, resources: Resources, parent: StageRun) -> str:
     if seconds is None:
         time_words = "no stage of the chain has finished here yet, so how long it takes is unknown"
     else:
-        time_words = f"about {duration(seconds)} if none stops early, by the last run of {sweep.chain[-1].name}"
+        time_words = (
+            f"about {duration(seconds, in_minutes=True)} if none stops early, by the last run of {sweep.chain[-1].name}"
+        )
     done = f", {len(ledger.ended)} of them done" if ledger.ended else ""
     return f"sweep {sweep.name}: {sweep.trials} trials{done}; {resources.sentence()}; {time_words}"
-
-
-def duration(seconds: float) -> str:
-    """`1 h 20 min`, `12 min`."""
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
 # -------------------------------------------------------------------------------------------------------- running
@@ -362,7 +359,7 @@ def _run_trials(
             ),
         )
         try:
-            watch = WorkerStart(lambda: story.has_begun, console.print, own and own.logs)
+            watch = WorkerStart(lambda: story.has_begun, console.print, own.logs if own else None)
             InThread(tuner.fit).result(meanwhile=_each_of(watch, _end_when_asked(ledger)))
         except BaseException:
             story.interrupted()

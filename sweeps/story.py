@@ -18,7 +18,7 @@ from typing import Any
 from ray import tune
 
 from ayf_core.errors import AyfError
-from ayf_core.files import found_below
+from ayf_core.files import first_line, found_below
 from pipelines.execution.workers import WORKERS_NOTE, release_workers
 from pipelines.tracking.runs import StageRun
 from pipelines.tracking.tags import POINT_TAG
@@ -168,7 +168,7 @@ class Story(tune.Callback):
             self._told[number] = trial
             self._behind.pop(number, None)
         except Exception as error:  # whatever a store or a network raises: training goes on
-            self._behind[number] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._behind[number] = first_line(error)
 
 
 def release_trial(folder: Path) -> None:

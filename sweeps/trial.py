@@ -8,7 +8,6 @@ vain.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -27,7 +26,7 @@ import torch
 from ray import tune
 
 from ayf_core.errors import AyfError, Preempted
-from ayf_core.files import inside, read_json
+from ayf_core.files import inside, only_one_process, read_json
 from ayf_core.training.checkpoint_folder import (
     CHECKPOINTS_KEPT,
     checkpoint_name,
@@ -272,6 +271,5 @@ class _Untold:
 def _one_at_a_time(scratch: Path) -> Iterator[None]:
     """Trials that need the same model wait for the one that makes it."""
     scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with only_one_process(scratch / "lock"):
         yield

@@ -6,7 +6,6 @@ Each check is a function that returns one :class:`Check`; a check that itself fa
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from pathlib import Path
 from rich.markup import escape
 
 from ayf_core.errors import AyfError
-from pipelines.machine import next_free_port, port_is_free
+from ayf_core.files import first_line
+from pipelines.machine import core_count, next_free_port, port_is_free
 from pipelines.paths import require_path_for_ray, require_path_for_slurm
 from pipelines.settings.experiment import project_root, read_config
 from pipelines.settings.params_file import named_preset
@@ -96,7 +96,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
     except AyfError as error:
         return Check(name, "missing", *_split(str(error)))
     except Exception as error:  # a doctor that dies of what it looks for tells nothing
-        return Check(name, "missing", f"{type(error).__name__}: {error}".splitlines()[0], "see the message")
+        return Check(name, "missing", f"{type(error).__name__}: {first_line(error)}", "see the message")
 
 
 def _split(line: str) -> tuple[str, str]:
@@ -156,7 +156,7 @@ def devices(runtime: RuntimeConfig) -> Check:
 
 
 def cores(runtime: RuntimeConfig) -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = core_count()
     wanted = runtime.workers * (runtime.threads_per_worker or 1)
     if wanted > usable:
         return Check("cores", "note", f"{usable}, while the runtime asks for {wanted}", "expect slow training")

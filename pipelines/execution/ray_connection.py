@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ayf_core.errors import AyfError
+from ayf_core.files import first_line
 from pipelines.execution.attempt import ATTEMPT
 from pipelines.execution.own_ray import OwnRay, interpreter_of_workers, prepare_environment
 
@@ -133,7 +134,7 @@ def _reason(error: BaseException, said: str) -> str:
         path = os.environ.get("RAY_AUTH_TOKEN_PATH")
         place = f"{path} (RAY_AUTH_TOKEN_PATH)" if path else "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         return f"its token is another than the one in {place}; copy the cluster's"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import threading
 import traceback
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ayf_core.errors import AyfError
+from ayf_core.files import first_line
 from ayf_core.training.checkpoint_folder import CHECKPOINTS_KEPT
 from ayf_core.training.context import LocalContext, TrainingContext
 from pipelines.execution.follower import Follower, OnLog
@@ -39,6 +39,7 @@ from pipelines.execution.workers import (
     result_or_error,
     train_on_worker,
 )
+from pipelines.machine import core_count
 from pipelines.tracking.retry import retry_for
 
 if TYPE_CHECKING:
@@ -169,7 +170,9 @@ def _run_on_ray(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -
         # In a thread, because in the main thread Ray takes over Ctrl-C and may exit with success.
         fit = InThread(trainer.fit)
         try:
-            watch = WorkerStart((folder / WORKERS_NOTE).exists, progress.remark, own and own.logs, folder / "ray_logs")
+            watch = WorkerStart(
+                (folder / WORKERS_NOTE).exists, progress.remark, own.logs if own else None, folder / "ray_logs"
+            )
             outcome = fit.result(meanwhile=watch).return_value
         except Exception as error:
             if own is not None:
@@ -191,18 +194,16 @@ def _explain(error: Exception, folder: Path, logs: Path) -> AyfError:
     path.write_text("".join(traceback.format_exception(error)))
     causes = getattr(error, "worker_failures", None) or {0: error}
     cause = next(iter(causes.values()))
-    first_line = (str(cause).strip() or "no message").splitlines()[0]
     what = f"the workers failed time and again, last with {type(cause).__name__}"
     places = f"{path} and {logs}" if logs.exists() else str(path)
-    return AyfError(f"{what}: {first_line}; more in {places}")
+    return AyfError(f"{what}: {first_line(cause)}; more in {places}")
 
 
 def worker_threads(runtime: RuntimeConfig) -> int:
     """Threads of each worker: as set, or this machine's cores (those this process may use) shared out."""
     if runtime.threads_per_worker is not None:
         return runtime.threads_per_worker
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // (runtime.workers + runtime.teacher_workers))
+    return max(1, core_count() // (runtime.workers + runtime.teacher_workers))
 
 
 def cluster_threads(runtime: RuntimeConfig) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ayf_core.errors import AyfError, Preempted
-from ayf_core.files import write_whole
+from ayf_core.files import first_line, write_whole
 from ayf_core.training.context import LocalContext, TrainingContext
 
 WORKERS_NOTE = "placement_group"
@@ -96,8 +96,7 @@ def _note_failure(error: Exception, folder: Path, context: TrainingContext) -> d
         return {"message": str(error)}
     path = folder / f"traceback_rank{context.rank}.txt"
     path.write_text("".join(traceback.format_exception(error)))
-    first_line = (str(error).strip() or "no message").splitlines()[0]
-    what = f"training stopped with {type(error).__name__}: {first_line}"
+    what = f"training stopped with {type(error).__name__}: {first_line(error)}"
     return {"message": f"{what}; the full traceback is in {path}"}
 
 

@@ -31,7 +31,7 @@ from typing import Any, NoReturn
 
 from ayf_core.errors import AyfError
 from ayf_core.files import write_whole
-from pipelines.execution.attempt import ATTEMPT, Attempt, Pulse
+from pipelines.execution.attempt import ATTEMPT, Attempt, Heartbeat
 from pipelines.execution.stopping import STOP_WITHIN_SECONDS
 from pipelines.project import dvc_lock
 from pipelines.slurm.ray_node import RayNode, ignore_warnings, reachable_address
@@ -152,7 +152,7 @@ class ClusterJob:
 
     def _bring_up(self, attempt: Attempt, fewest: int | None) -> None:
         attempt.come(0, machine())
-        attempt.beat()
+        attempt.start_heartbeat()
         hosts = attempt.wait_for_hosts(self.nodes, _HOSTS_SECONDS, fewest)
         one_machine = len(set(hosts.values())) < len(hosts)
         attempt.make_token()
@@ -222,16 +222,16 @@ class ClusterJob:
         for number in range(ATTEMPTS):
             attempt = self._attempt = self._attempt_folder(number)
             attempt.come(rank, machine())
-            pulse = attempt.pulse()
+            heartbeat = attempt.heartbeat()
             while attempt.over() is None:
                 head = attempt.head()
-                if pulse.silent_seconds() > SILENT_SECONDS:
+                if heartbeat.silent_seconds() > SILENT_SECONDS:
                     self._queue_again()
                     return "requeued"
                 if head is None or self._ending:
                     time.sleep(_POLL_SECONDS)
                     continue
-                self._serve(attempt, rank, pulse, *head)
+                self._serve(attempt, rank, heartbeat, *head)
             if attempt.over() == "done":
                 break
         return "done"
@@ -245,13 +245,13 @@ class ClusterJob:
                 _give_up("Slurm did not queue the job again: submit it once more")
             time.sleep(5.0)
 
-    def _serve(self, attempt: Attempt, rank: int, pulse: Pulse, address: str, one_machine: bool) -> None:
+    def _serve(self, attempt: Attempt, rank: int, heartbeat: Heartbeat, address: str, one_machine: bool) -> None:
         """One life of this node's Ray: until it dies, the attempt is over or task 0 is silent."""
         self._ray = self._node(attempt, rank, one_machine, address)
         silent = False
         while self._ray.alive() and attempt.over() is None and not silent:
             time.sleep(_POLL_SECONDS)
-            silent = pulse.silent_seconds() > SILENT_SECONDS
+            silent = heartbeat.silent_seconds() > SILENT_SECONDS
         if attempt.over() is None and not silent and not self._ending:
             say(f"Ray died on node {rank}; starting it again")
         self._ray.stop()

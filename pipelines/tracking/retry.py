@@ -19,6 +19,7 @@ from requests.exceptions import RequestException
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line
 from dashboards.store import through_proxy
+from pipelines.durations import duration
 from pipelines.tracking.store import server_address
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Retry:
                         f"MLflow ({self.store}) is away{self._proxy}, also after {self.seconds:.0f} s of waiting "
                         f"({first_line(error)[:200]}): {self._remedy}, run the same command again: it goes on from here"
                     ) from error
-                waiting = f"waiting for it up to {_duration(self.seconds)}"
+                waiting = f"waiting for it up to {duration(self.seconds)}"
                 self._say(f"MLflow ({self.store}) is away{self._proxy}: {waiting}", away=True)
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -107,7 +108,3 @@ def retry_for(runtime: RuntimeConfig) -> Retry:
 
 
 _retry_with = lru_cache(Retry)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from ayf_core.errors import AyfError
-from pipelines.execution.attempt import ATTEMPT, Attempt, told_to_job
+from pipelines.execution.attempt import ATTEMPT, Attempt, reported_to_job
 from pipelines.execution.progress import TrainingProgress
 from pipelines.settings.runtime import RuntimeConfig, load_runtime, with_runtime_values
 from pipelines.slurm import job, submission
@@ -141,10 +141,10 @@ def reached(condition: Callable[[], bool], seconds: float = 60) -> None:
 def test_a_job_learns_what_became_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     attempt = Attempt(tmp_path)
     monkeypatch.setenv(ATTEMPT, str(tmp_path))
-    with told_to_job():
+    with reported_to_job():
         assert attempt.has_unfinished_stage()
     assert not attempt.has_unfinished_stage()
-    with pytest.raises(AyfError), told_to_job():
+    with pytest.raises(AyfError), reported_to_job():
         raise AyfError("the data are NaN")
     assert attempt.failure_file.read_text() == "the data are NaN"
     assert not attempt.has_unfinished_stage()

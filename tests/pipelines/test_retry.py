@@ -85,7 +85,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_told_once_the_store_is_back_and_two_lines_say_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert Retry("http://here", 60.0).call(failing(ConnectionError(), times=3)) == 4
     assert capsys.readouterr().err.splitlines() == [
-        "MLflow (http://here) is away: waiting for it up to 60 s",
+        "MLflow (http://here) is away: waiting for it up to 1 min",
         "MLflow (http://here) is back",
     ]
 
