@@ -314,10 +314,10 @@ def _run_trials(
     from ray import tune
 
     from sweeps.search import Proposals, scheduler_of
-    from sweeps.story import Story, retell
+    from sweeps.recorder import TrialRecorder, record_missed
     from sweeps.trial import TrialJob, run_trial
 
-    retell(ledger, opener)
+    record_missed(ledger, opener)
     if len(ledger.ended) >= count:
         return
     own = _enter_ray(stack, resources, place.runtime, console)
@@ -337,7 +337,7 @@ def _run_trials(
     scratch = place.folder / "tune"  # Tune's own notes, of no use later, where every node sees them
     shutil.rmtree(scratch, ignore_errors=True)  # those of a sweep that was killed
     with TrialsView(sweep, ledger, console) as view:
-        story = Story(ledger, proposals.number_of, opener, lambda trial: _steps(sweep, trial), view, nested)
+        recorder = TrialRecorder(ledger, proposals.number_of, opener, lambda trial: _steps(sweep, trial), view, nested)
         each: dict[str, float] = {"CPU": 1} if nested else {"CPU": resources.cpus, "GPU": resources.gpus}
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable or run_trial, job=job), each),
@@ -353,18 +353,18 @@ def _run_trials(
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(scratch),
-                callbacks=[story],
+                callbacks=[recorder],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
             ),
         )
         try:
-            watch = WorkerStart(lambda: story.has_begun, console.print, own.logs if own else None)
+            watch = WorkerStart(lambda: recorder.has_begun, console.print, own.logs if own else None)
             InThread(tuner.fit).result(meanwhile=_each_of(watch, _end_when_asked(ledger)))
         except BaseException:
-            story.interrupted()
+            recorder.interrupted()
             raise
-        story.finish()
+        recorder.finish()
     shutil.rmtree(scratch, ignore_errors=True)
 
 

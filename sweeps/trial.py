@@ -42,6 +42,7 @@ from pipelines.execution.stage import Stage
 from pipelines.execution.workers import release_workers
 from pipelines.settings.experiment import Config
 from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.run_record import NoRecord
 from sweeps.definition import Sweep
 from sweeps.ledger import write_json
 from sweeps.quality import QualityWatch
@@ -121,13 +122,13 @@ def train(point: Point, folder: Path, job: TrialJob, reporter: Reporter) -> None
     made: dict[str, Path] = {}
     for declaration in job.sweep.chain[:-1]:
         stage = Stage(job.root, declaration, job.runtime, settings=trained.to_dict(), instead=made, runs=job.shared)
-        stage.run = _Untold()  # type: ignore[assignment]
+        stage.run = NoRecord()  # type: ignore[assignment]  # all that a stage's body calls
         with _one_at_a_time(stage.scratch):
             outcome(stage, trained, body_of(declaration.base))
         made |= {out: stage.made(out) for out in declaration.outputs}
     last = job.sweep.chain[-1]
     stage = Stage(job.root, last, job.runtime, settings=trained.to_dict(), instead=made, runs=folder)
-    stage.run = _Untold()  # type: ignore[assignment]
+    stage.run = NoRecord()  # type: ignore[assignment]  # all that a stage's body calls
     stage.watch = _watch(config, made, job)
     stage.launch = _launcher(reporter, job)
     reporter.take_over(stage.training_folder())
@@ -258,13 +259,6 @@ class Reporter:
 
 def _copy_tree(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
-
-
-class _Untold:
-    """Stands for the MLflow run of a stage: the sweep tells the story of its trials, not the stages within."""
-
-    def __getattr__(self, name: str) -> Callable[..., str]:
-        return lambda *_, **__: ""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from ray import cloudpickle
 
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking.store import ensure_store
-from sweeps import resources, runner, story
+from sweeps import recorder, resources, runner
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("sweep_overhead", REPOSITORY / "benchmarks/sweep_overhead.py")
@@ -54,9 +54,9 @@ def chatty(settings: dict[str, Any], job: Any) -> None:
 def test_sixteen_trials_at_once_lose_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.setattr(resources, "machine_cpus", lambda: TRIALS)
-    # A story tells again what a store did not take: errors would pass unseen.
+    # A recorder writes again what a store did not take: errors would pass unseen.
     raised: list[Exception] = []
-    monkeypatch.setattr(story, "tell_trial", _noting(story.tell_trial, raised))
+    monkeypatch.setattr(recorder, "record_trial", _noting(recorder.record_trial, raised))
     monkeypatch.setattr(runner, "open_run", _noting(runner.open_run, raised))
     overhead.make_project(tmp_path, TRIALS)
     file = tmp_path / "sweeps/trivial.yaml"
