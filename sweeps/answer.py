@@ -153,7 +153,7 @@ def _with_error(pair: tuple[float, float]) -> str:
     return f"{pair[0]:.3g} ± {pair[1]:.2g}"
 
 
-def tell(answer: Answer, run: StageRun, sweep: Sweep, folder: Path) -> None:
+def record(answer: Answer, run: StageRun, sweep: Sweep, folder: Path) -> None:
     """Into the sweep's MLflow run: the best figures, the table of trials, the page with its drawings, a note."""
     from dashboards import frames, page
 

@@ -20,7 +20,7 @@ SILENT_DEATHS = 3
 
 _LOOK_SECONDS = 1.0
 _LOG_LINE = re.compile(r"\[\d{4}-\d\d-\d\d |\s*$")
-_DEATH = "The process is dead, probably it crashed during start"
+DEATH = "The process is dead, probably it crashed during start"
 
 
 class WorkerStart:
@@ -68,7 +68,7 @@ def cause_of_deaths(log: Path) -> str | None:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return None
-    deaths = sum(_DEATH in line for line in lines)
+    deaths = sum(DEATH in line for line in lines)
     if not deaths:
         return None
     words = [line.strip() for line in lines if not _LOG_LINE.match(line)]

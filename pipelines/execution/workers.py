@@ -15,6 +15,7 @@ from ayf_core.training.context import LocalContext, TrainingContext
 
 WORKERS_NOTE = "placement_group"
 FAILURE = "failure.json"
+UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 def ray_context(folder: Path, stop_file: Path, keep: int | None) -> LocalContext:
@@ -118,8 +119,7 @@ def light_trainer() -> type:
 
     class LightTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list:
-            unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
             made = super()._create_default_callbacks()  # type: ignore[misc]
-            return [c for c in made if type(c).__name__ not in unused]
+            return [c for c in made if type(c).__name__ not in UNUSED_CALLBACKS]
 
     return LightTrainer

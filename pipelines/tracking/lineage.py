@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from mlflow.data.dataset_source import DatasetSource
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
@@ -106,33 +105,3 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-class DvcSource(DatasetSource):
-    """Where a data set came from, in MLflow's terms: an output that DVC tracks."""
-
-    def __init__(self, path: str, digest: str) -> None:
-        self.path = path
-        self.digest = digest
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "dvc"
-
-    def load(self) -> str:
-        return self.path
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> DvcSource:
-        raise NotImplementedError("a DVC source is named, not guessed")
-
-    def to_dict(self) -> dict[str, str]:
-        return {"path": self.path, "digest": self.digest}
-
-    @classmethod
-    def from_dict(cls, source_dict: Mapping[str, str]) -> DvcSource:
-        return cls(source_dict["path"], source_dict["digest"])

@@ -6,14 +6,14 @@ secret passes.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
@@ -22,7 +22,7 @@ from ayf_core.errors import AyfError
 from ayf_core.files import first_line, write_whole
 from pipelines.redaction import without_secrets
 from pipelines.settings.model import literal
-from pipelines.tracking.lineage import DvcSource, find_run_by_output, git_tags
+from pipelines.tracking.lineage import find_run_by_output, git_tags
 from pipelines.tracking.retry import Retry, may_pass, retry_for
 from pipelines.tracking.store import experiment, server_address, tracking_uri
 from pipelines.tracking.tags import KIND_TAG, SCRATCH_TAG
@@ -180,9 +180,9 @@ class StageRun:
     @_retried
     def log_dataset_input(self, name: str, digest: str, context: str = "training") -> None:
         """Note a data set the run read, by DVC's name and digest; MLflow's UI shows and compares it."""
-        source = DvcSource(name, digest)
+        source = json.dumps({"path": name, "digest": digest})
         # 36 characters is what MLflow allows, and the length of DVC's MD5 of a folder ("....dir").
-        dataset = MetaDataset(source, name=name, digest=digest[:36])._to_mlflow_entity()  # type: ignore[abstract]
+        dataset = Dataset(name=name, digest=digest[:36], source_type="dvc", source=source)
         tags = [InputTag("mlflow.data.context", context)]
         self._client.log_inputs(self.id, [DatasetInput(dataset, tags)])
 
