@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from rich.markup import escape
 
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line
+from pipelines.git import git
 from pipelines.machine import core_count, next_free_port, port_is_free
 from pipelines.paths import require_path_for_ray, require_path_for_slurm
 from pipelines.settings.experiment import project_root, read_config
@@ -208,17 +208,12 @@ def slurm_there(root: Path, runtime: RuntimeConfig) -> Check:
 def git_state(root: Path) -> Check:
     if shutil.which("git") is None:
         return Check("git", "missing", "no git command", "install git")
-    head = _git(root, "rev-parse", "--short", "HEAD")
+    head = git(root, "rev-parse", "--short", "HEAD")
     if head is None:
         return Check("git", "missing", "no commit here", "git init, then commit: runs are tagged with it")
-    changed = len((_git(root, "status", "--porcelain") or "").splitlines())
+    changed = len((git(root, "status", "--porcelain") or "").splitlines())
     state = f"{changed} changed or new paths" if changed else "clean"
     return Check("git", "ok", f"commit {head}, {state}")
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def dvc_state(root: Path) -> Check:

@@ -9,6 +9,7 @@ Ray Train's local mode (`inline`) starts no process at all. `benchmarks/ray_over
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -24,7 +25,7 @@ import torch
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line
 from ayf_core.training.checkpoint_folder import CHECKPOINTS_KEPT
-from ayf_core.training.context import LocalContext, TrainingContext
+from ayf_core.training.context import LocalContext
 from pipelines.execution.follower import Follower, OnLog
 from pipelines.execution.own_ray import prepare_environment
 from pipelines.execution.progress import TrainingProgress
@@ -34,6 +35,8 @@ from pipelines.execution.worker_start import WorkerStart
 from pipelines.execution.workers import (
     FAILURE,
     WORKERS_NOTE,
+    TrainFunction,
+    TrainingJob,
     guarded,
     light_trainer,
     result_or_error,
@@ -44,8 +47,6 @@ from pipelines.tracking.retry import retry_for
 
 if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
-
-TrainFunction = Callable[[dict, TrainingContext], dict]
 
 FAILURES_FORGIVEN = 3
 """A worker that dies is replaced and goes on from the last checkpoint, this many times a run."""
@@ -87,8 +88,14 @@ def run_training(
         TrainingProgress(name) as progress,
         Follower(folder / "metrics.jsonl", on_log, progress, retry_for(runtime)) as follower,
     ):
-        job = {"train": train, "config": config, "folder": str(folder), "stop_file": str(stop_file)}
-        job["keep"] = None if keep_all else CHECKPOINTS_KEPT
+        job = TrainingJob(
+            train=train,
+            config=config,
+            folder=folder,
+            stop_file=stop_file,
+            keep=None if keep_all else CHECKPOINTS_KEPT,
+            threads=worker_threads(runtime),
+        )
         result = run(job, runtime, progress)
         follower.finish()
     return result
@@ -97,19 +104,18 @@ def run_training(
 # -------------------------------------------------------------------------------------------- in this process
 
 
-def _run_inline(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -> dict:
+def _run_inline(job: TrainingJob, runtime: RuntimeConfig, progress: TrainingProgress) -> dict:
     """Ray Train's local mode: the same trainer without workers; no process is started."""
     prepare_environment()
     import ray.train
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it announces the local mode
-    job |= {"threads": worker_threads(runtime), "device": "cuda" if uses_gpu(runtime) else "cpu"}
     trainer = TorchTrainer(
         _train_inline,  # type: ignore[arg-type]  # Ray's annotation lags behind: the value is returned
-        train_loop_config=job,
+        train_loop_config={"job": job, "device": "cuda" if uses_gpu(runtime) else "cpu"},
         scaling_config=ray.train.ScalingConfig(num_workers=0),
-        run_config=ray.train.RunConfig(name="inline", storage_path=job["folder"]),
+        run_config=ray.train.RunConfig(name="inline", storage_path=str(job.folder)),
     )
     threads = torch.get_num_threads()
     try:
@@ -119,13 +125,14 @@ def _run_inline(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -
     return result_or_error(outcome)
 
 
-def _train_inline(job: dict) -> dict:
-    torch.set_num_threads(job["threads"])
+def _train_inline(given: dict[str, Any]) -> dict:
+    job: TrainingJob = given["job"]
+    torch.set_num_threads(job.threads)
     context = LocalContext(
-        job["folder"],
-        device=job["device"],
-        keep=job["keep"],
-        stop_files=[Path(job["stop_file"])],
+        job.folder,
+        device=given["device"],
+        keep=job.keep,
+        stop_files=[job.stop_file],
         tell=lambda line: None,  # shown by whoever follows the metrics file
     )
     return guarded(job, context)
@@ -134,9 +141,9 @@ def _train_inline(job: dict) -> dict:
 # ------------------------------------------------------------------------------------------- on Ray's workers
 
 
-def _run_on_ray(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -> dict:
+def _run_on_ray(job: TrainingJob, runtime: RuntimeConfig, progress: TrainingProgress) -> dict:
     progress.note("starting Ray" if runtime.address is None else "connecting to Ray")
-    folder = Path(job["folder"])
+    folder = job.folder
     here = runtime.address is None
     gpu = here and uses_gpu(runtime)
     (folder / WORKERS_NOTE).unlink(missing_ok=True)  # of an attempt whose Ray is gone
@@ -144,17 +151,16 @@ def _run_on_ray(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -
     with ray_for(runtime, (runtime.workers + runtime.teacher_workers) * worker_threads(runtime)) as own:
         put_back_handler()
         gpu = gpu or (not here and _cluster_gives_gpus(runtime))
-        threads = worker_threads(runtime) if here else cluster_threads(runtime)
+        threads = job.threads if here else cluster_threads(runtime)
         if not here:
             require_room(runtime, threads, gpu)
             require_shared(folder)
-        job["threads"] = threads
         progress.note("starting the workers")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
         trainer = light_trainer()(
             train_on_worker,
-            train_loop_config=job,
+            train_loop_config={"job": dataclasses.replace(job, threads=threads)},
             scaling_config=ScalingConfig(
                 num_workers=_number_of_workers(runtime),  # type: ignore[arg-type]  # Ray's annotation lags
                 use_gpu=gpu,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ayf_core.errors import AyfError, Preempted
 from ayf_core.files import first_line, write_whole
 from ayf_core.training.context import LocalContext, TrainingContext
+
+TrainFunction = Callable[[dict, TrainingContext], dict]
 
 WORKERS_NOTE = "placement_group"
 FAILURE = "failure.json"
@@ -62,31 +67,52 @@ def release_workers(folder: Path) -> None:
         note.unlink()
 
 
-def train_on_worker(job: dict) -> dict:
-    torch.set_num_threads(job["threads"])
-    folder = Path(job["folder"])
-    if (folder / FAILURE).exists():  # Ray starts the workers again after a failure that will only repeat itself
-        return {"failure": json.loads((folder / FAILURE).read_text())}
-    return guarded(job, ray_context(folder, Path(job["stop_file"]), job["keep"]))
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One training, as it travels to the workers.
+
+    Attributes:
+        train: called with `config` and a context; returns a small dict.
+        folder: of the run, at the same path for all workers.
+        stop_file: once it is there, training ends with a checkpoint.
+        keep: so many checkpoints; None keeps all.
+        threads: of each worker.
+    """
+
+    train: TrainFunction
+    config: dict[str, Any]
+    folder: Path
+    stop_file: Path
+    keep: int | None
+    threads: int
 
 
-def guarded(job: dict, context: TrainingContext) -> dict:
+def train_on_worker(given: dict[str, Any]) -> dict:
+    """What Ray Train calls with `{"job": TrainingJob}`."""
+    job: TrainingJob = given["job"]
+    torch.set_num_threads(job.threads)
+    if (job.folder / FAILURE).exists():  # Ray starts the workers again after a failure that will only repeat itself
+        return {"failure": json.loads((job.folder / FAILURE).read_text())}
+    return guarded(job, ray_context(job.folder, job.stop_file, job.keep))
+
+
+def guarded(job: TrainingJob, context: TrainingContext) -> dict:
     """Train; return an error that would repeat itself, leave any other to Ray: it replaces the workers."""
     try:
         try:
-            return {"result": job["train"](job["config"], context)}
+            return {"result": job.train(job.config, context)}
         finally:
             context.wait()
     except Preempted as stop:  # all workers alike
         return {"preempted": stop.step}
     except Exception as error:
-        failure = _note_failure(error, Path(job["folder"]), context)
+        failure = _note_failure(error, job.folder, context)
         # When another worker dies, this one sees a RuntimeError of torch.distributed: worth a new attempt.
         lost_a_peer = isinstance(error, RuntimeError | OSError) and not isinstance(error, AyfError)
         if context.world_size > 1 and lost_a_peer:
             raise
         with suppress(OSError):  # the disk may be full, and that the failure
-            write_whole(Path(job["folder"]) / FAILURE, json.dumps(failure))
+            write_whole(job.folder / FAILURE, json.dumps(failure))
         if context.world_size > 1:
             raise  # returning would leave the other workers waiting for this one
         return {"failure": failure}

@@ -1,8 +1,7 @@
-"""What led to what: the run that made an output, the settings of a run, the code's commit, data sets by digest."""
+"""What led to what: the run that made an output, the settings of a run, the code's commit."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line, parse_json
+from pipelines.git import git
 from pipelines.tracking.store import experiment, tracking_uri
 from pipelines.tracking.tags import BEST_TAG, FIXED_TAG, KIND_TAG, OUTPUT_TAG, POINT_TAG
 
@@ -88,20 +88,9 @@ def last_seconds(stages: Sequence[str], uri: str) -> dict[str, float]:
 
 def git_tags(root: Path) -> dict[str, str]:
     """The code's commit and whether tracked files differ from it (dvc.lock aside: repro writes it)."""
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = git(root, "rev-parse", "HEAD")
     if commit is None:
         return {}
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+    changed = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
     dirty = {} if changed is None else {"ayf.git_dirty": str(bool(changed)).lower()}
     return {"mlflow.source.git.commit": commit, **dirty}
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        # Without the lock of the index, which a person's own `git commit` would find taken.
-        done = subprocess.run(
-            ["git", "--no-optional-locks", *arguments], cwd=root, capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
