@@ -16,7 +16,7 @@ from typing import Any
 
 from ayf_core.errors import AyfError, Preempted
 from pipelines.environment import INTERRUPTED
-from pipelines.execution.attempt import told_to_job
+from pipelines.execution.attempt import reported_to_job
 from pipelines.execution.run import run_stage
 from pipelines.execution.stopping import STOPPED, heed_stop_file, on_sigterm
 from pipelines.project import dvc_lock
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     try:
         root = _project_root(Path.cwd())
         _end_with_parent(root)
-        with told_to_job():
+        with reported_to_job():
             run_stage(root, arguments[0])
     except Preempted as stop:
         print(f"{arguments[0]}: {stop}", file=sys.stderr)

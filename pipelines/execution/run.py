@@ -100,7 +100,7 @@ def body_of(base: str) -> Body:
 
 def _open(stage: Stage) -> StageRun:
     from pipelines.tracking.runs import open_run
-    from pipelines.tracking.tags import KEY_TAG
+    from pipelines.tracking.tags import KEY_TAG, UPSTREAM_TAG
 
     # In a temporary copy of the project (dvc exp run --temp), DVC_ROOT names the lasting one.
     store = Path(os.environ.get("DVC_ROOT") or stage.root)
@@ -115,7 +115,7 @@ def _open(stage: Stage) -> StageRun:
         runtime=stage.runtime,
     )
     upstream = {dep: run.maker_of(dep, digest) for dep, digest in stage.fingerprints.items()}
-    tags = {f"ayf.upstream.{dep}": run_id for dep, run_id in upstream.items() if run_id}
+    tags = {f"{UPSTREAM_TAG}{dep}": run_id for dep, run_id in upstream.items() if run_id}
     if tags:
         run.set_tags(tags)
     run.set_note(stage_note(stage.declaration, run))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ayf_core.evaluation.catalogue import measures
 from ayf_core.evaluation.intervals import confidence_interval
+from ayf_core.files import write_whole
 from ayf_core.networks.files import load_network
 from ayf_core.registry import find
 from ayf_core.sampling.generator import Generator
@@ -147,7 +148,5 @@ class Memory:
 
     def keep(self, key: str, measures: Measures) -> Measures:
         self.known[key] = measures
-        beside = self.path.with_suffix(".partial")
-        beside.write_text(json.dumps(self.known))
-        beside.replace(self.path)
+        write_whole(self.path, json.dumps(self.known))
         return measures

@@ -17,6 +17,7 @@ from ayf_core.evaluation.catalogue import measures
 from ayf_core.registry import Component
 from ayf_core.sampling.generator import Generator
 from dashboards.names import in_tables, titles
+from dashboards.verdict import untrained
 from pipelines.stages.pictures import grid, labelled_columns, preview_inputs
 
 if TYPE_CHECKING:
@@ -121,7 +122,11 @@ def markdown(results: dict[str, dict[str, Any]], table: pd.DataFrame, summary: d
     floor = ", ".join(
         f"{name} {format(value, known[name].facts['format'])}" for name, value in results["teacher"]["floor"].items()
     )
-    parts = [markdown_table(cells(table[table["sweep"] == "quality"], best, distance))]
+    quality = table[table["sweep"] == "quality"]
+    teacher = quality[quality["model"] == "teacher"].select_dtypes("number").min().to_dict()
+    warning = untrained(teacher, results["teacher"]["floor"])
+    parts = [f"**{warning}**"] if warning else []
+    parts += [markdown_table(cells(quality, best, distance))]
     parts += [f"Real training data against real test data, at the same counts: {floor}."]
     if (table["sweep"] == "guidance").any():
         parts += [markdown_table(cells(table[table["sweep"] == "guidance"], best, distance))]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.catalogue import measures
 from pipelines.settings.model import literal
-from pipelines.tracking.tags import ACCEPTED_TAG
+from pipelines.tracking.tags import ACCEPTED_TAG, OUTPUT_TAG, UPSTREAM_TAG
 
 if TYPE_CHECKING:
     from pipelines.project.declarations import Declaration
@@ -97,9 +97,9 @@ def stage_note(stage: Declaration, run: StageRun) -> str:
     tags, metrics = run.read()
     return note(
         outputs=stage.outputs,
-        made=any(tag.startswith("ayf.output.") for tag in tags),
+        made=any(tag.startswith(OUTPUT_TAG) for tag in tags),
         metrics=metrics,
-        upstream={t.removeprefix("ayf.upstream."): i for t, i in tags.items() if t.startswith("ayf.upstream.")},
+        upstream={t.removeprefix(UPSTREAM_TAG): i for t, i in tags.items() if t.startswith(UPSTREAM_TAG)},
         experiment=run.experiment,
         command=f"dvc repro {stage.name}",
         commit=tags.get("mlflow.source.git.commit"),

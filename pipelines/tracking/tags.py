@@ -1,4 +1,4 @@
-"""The names under which this project keeps its story in an MLflow store."""
+"""The names under which this project keeps its runs in an MLflow store."""
 
 EXPERIMENT = "align-your-flow"
 OUTPUT_TAG = "ayf.output."

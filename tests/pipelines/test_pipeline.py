@@ -127,6 +127,12 @@ def test_evaluation_counts_every_network_call(project: Path) -> None:
     assert {row["nfe"] for row in rows if row["sweep"] == "guidance"} == {14}  # both networks, 7 times
 
 
+def test_the_report_says_that_models_of_a_few_steps_are_not_trained(project: Path) -> None:
+    said = (project / "reports" / "results.md").read_text()
+    assert said.startswith("**These models are barely trained: the teacher's best fd_test, ")
+    assert "These models are barely trained" in (project / "reports" / "dashboard.html").read_text()
+
+
 def test_a_finished_stage_is_published_again_without_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = fingerprint(project / "models/emd")
     shutil.rmtree(project / "models/emd")

@@ -129,11 +129,11 @@ class Lab:
     def wait(
         self, ready: Callable[[], object], what: str, process: subprocess.Popen[bytes], seconds: float = 300
     ) -> None:
-        patience = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while not ready():
             if process.poll() is not None:
                 raise AssertionError(f"ended with {process.returncode} before {what}: {self.said(process)}")
-            assert time.monotonic() < patience, f"no {what} within {seconds} s"
+            assert time.monotonic() < deadline, f"no {what} within {seconds} s"
             time.sleep(0.02)
 
     def goes_on(self, process: subprocess.Popen[bytes], resumed: int) -> None:

@@ -13,7 +13,7 @@ from ray import cloudpickle
 
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking.store import ensure_store
-from sweeps import resources, runner, story
+from sweeps import mlflow_runs, recorder, resources, runner
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("sweep_overhead", REPOSITORY / "benchmarks/sweep_overhead.py")
@@ -53,11 +53,11 @@ def chatty(settings: dict[str, Any], job: Any) -> None:
 @pytest.mark.slow
 def test_sixteen_trials_at_once_lose_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr(resources, "machine_cpus", lambda: TRIALS)
-    # A story tells again what a store did not take: errors would pass unseen.
+    monkeypatch.setattr(resources, "core_count", lambda: TRIALS)
+    # A recorder writes again what a store did not take: errors would pass unseen.
     raised: list[Exception] = []
-    monkeypatch.setattr(story, "tell_trial", _noting(story.tell_trial, raised))
-    monkeypatch.setattr(runner, "open_run", _noting(runner.open_run, raised))
+    monkeypatch.setattr(recorder, "record_trial", _noting(recorder.record_trial, raised))
+    monkeypatch.setattr(mlflow_runs, "open_run", _noting(mlflow_runs.open_run, raised))
     overhead.make_project(tmp_path, TRIALS)
     file = tmp_path / "sweeps/trivial.yaml"
     file.write_text(file.read_text().replace("scheduler: asha", "scheduler: none"))

@@ -185,8 +185,8 @@ def test_a_sweep_killed_at_three_moments_has_every_trial_once_and_the_same_best(
     ]
     for number, moment in enumerate(moments):
         process = sweep(project, *(["--resume"] if number else []))
-        patience = time.monotonic() + 240
-        while not moment() and time.monotonic() < patience and process.poll() is None:
+        deadline = time.monotonic() + 240
+        while not moment() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.02)
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         process.send_signal(signal.SIGKILL)
