@@ -16,7 +16,7 @@ from PIL import Image
 
 from ayf_core.errors import AyfError
 from ayf_core.files import found_below
-from ayf_core.generator import Generator
+from ayf_core.sampling.generator import Generator
 from pipelines.execution.run import run_stage
 from pipelines.project.declarations import fingerprint, read_declarations
 from pipelines.settings import params_file as params

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ayf_core.errors import AyfError
-from ayf_core.samplers import SamplingSettings
+from ayf_core.guidance.scale import GuidanceRange
+from ayf_core.sampling.settings import SamplingSettings
 from sweeps.sampling_search import SamplingSearch, read_search, tuned
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ SEARCH = SamplingSearch(
     largest_gamma=1.0,
     largest_guidance_scale=None,
 )
-SCALES = (1.0, 2.0)
+SCALES = GuidanceRange(1.0, 2.0)
 
 
 def scatter(settings: SamplingSettings, seed: int) -> float:
