@@ -146,7 +146,7 @@ class Stage:
         """Draw the dashboard over the store as it is now. No output of the stage: it names runs and times."""
         from dashboards.page import store_page, write
 
-        write(self.root / path, self.run.patience.until_taken(lambda: store_page(self.run.uri)))
+        write(self.root / path, self.run.retry.call(lambda: store_page(self.run.uri)))
         self.run.log_artifact(self.root / path)
 
     def training_folder(self, name: str | None = None) -> Path:

@@ -11,20 +11,17 @@ from safetensors.torch import load_file
 from torch import distributed, multiprocessing, nn
 
 from ayf_core.analytic import Gaussian
+from ayf_core.conditions import class_labels
 from ayf_core.errors import AyfError
-from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.networks.build import build_network
 from ayf_core.networks.discriminator import build_discriminator
-from ayf_core.objectives import (
-    AdversarialFinish,
-    DiscriminatorObjective,
-    EulerianDistillation,
-    FlowMatching,
-    LagrangianDistillation,
-    Loss,
-    TangentSettings,
-)
-from ayf_core.tangents import BACKENDS, FUSED_SHARDS_SINCE, unwrap
-from ayf_core.times import IntervalLaw
+from ayf_core.objectives.adversarial_finish import AdversarialFinish, DiscriminatorObjective
+from ayf_core.objectives.base import Loss
+from ayf_core.objectives.eulerian import EulerianDistillation
+from ayf_core.objectives.flow_matching import FlowMatching
+from ayf_core.objectives.lagrangian import LagrangianDistillation
+from ayf_core.objectives.mean_flow import MeanFlow
+from ayf_core.tangents import FUSED_SHARDS_SINCE, fused, unwrap
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.checkpoints import load_state
 from ayf_core.training.context import LocalContext
@@ -35,12 +32,14 @@ from ayf_core.training.settings import LoopOptions
 from ayf_core.training.sharding import gathered, is_sharded
 from ayf_core.training.trainer import Trainer
 from tests.ayf_core.trainings import training_settings
+from tests.made import dit, intervals, labels, matching, mlp, tangent
+from tests.made import objective as made_objective
 
 pytestmark = pytest.mark.slow
-LAW = IntervalLaw(full_jump_fraction=0.1)
+LAW = intervals(full_jump_fraction=0.1)
 SHAPES = {
-    "dit": {"kind": "dit", "shape": (1, 4, 4), "patch_size": 2, "heads": 2, "width": 8, "depth": 2},
-    "mlp": {"kind": "mlp", "shape": (2,), "width": 9, "depth": 3},  # nine rows do not divide over the workers
+    "dit": partial(dit, width=8, depth=2),
+    "mlp": partial(mlp, width=9, depth=3),  # nine rows do not divide over the workers
 }
 
 
@@ -49,23 +48,23 @@ class ImageTeacher:
 
     evaluations_per_call = 1
 
-    def __call__(self, x, t, labels=None, guidance_scale=None):
-        return x - labels.view(-1, 1, 1, 1) / 3 + t.to(x.dtype).view(-1, 1, 1, 1) * torch.sin(x)
+    def __call__(self, x, t, condition=None, guidance_scale=None):
+        return x - condition["labels"].view(-1, 1, 1, 1) / 3 + t.to(x.dtype).view(-1, 1, 1, 1) * torch.sin(x)
 
 
 def images():
     x = torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return TensorData(x, torch.arange(40) % 3)
+    return TensorData(x, labels(torch.arange(40) % 3))
 
 
 def points():
     data = Gaussian(torch.tensor([0.5, -1.0]), torch.tensor([[1.0, 0.3], [0.3, 0.5]]))
-    return data, TensorData(data.sample(40, torch.Generator().manual_seed(0)), torch.arange(40) % 3)
+    return data, TensorData(data.sample(40, torch.Generator().manual_seed(0)), labels(torch.arange(40) % 3))
 
 
-def network_of(kind, context, **conditions):
+def network_of(kind, context, **told):
     torch.manual_seed(context.rank)  # everyone starts from rank 0's weights
-    network = build_network(NetworkSpec(**SHAPES[kind], num_classes=3, **conditions)).double()
+    network = build_network(SHAPES[kind](**told)).double()
     for parameter in network.parameters():
         if not parameter.any():  # otherwise the first steps have no gradient behind a layer of zeros
             nn.init.normal_(parameter, std=0.1)
@@ -89,14 +88,15 @@ def train(context, phases, data, sharding="none", steps=5, micro_batch=None):
 
 
 def match(context, sharding="none", micro_batch=None):
-    phase = Phase(name="teacher", network=network_of("mlp", context), objective=FlowMatching())
+    phase = Phase(name="teacher", network=network_of("mlp", context), objective=matching())
     return train(context, [phase], points()[1], sharding, micro_batch=micro_batch)
 
 
 def distil(context, sharding="none", kind="dit", objective=EulerianDistillation, backend="split", micro_batch=None):
-    tangent = TangentSettings(warmup_steps=4, backend=backend)
     teacher, data = (ImageTeacher(), images()) if kind == "dit" else points()
-    loss = objective(teacher=teacher, time_law=LAW, tangent=tangent)
+    given = {} if objective is MeanFlow else {"teacher": teacher}
+    tamed = tangent(warmup_fraction=0.8, backend=backend)
+    loss = made_objective(objective, time_law=LAW, tangent=tamed, steps=5, **given)
     phase = Phase(name="student", network=network_of(kind, context, interval=True), objective=loss)
     return train(context, [phase], data, sharding, micro_batch=micro_batch)
 
@@ -104,8 +104,8 @@ def distil(context, sharding="none", kind="dit", objective=EulerianDistillation,
 def finish(context, sharding="none"):
     teacher, data = points()
     student = network_of("mlp", context, interval=True)
-    discriminator = build_discriminator((2,), width=8, num_classes=3).double()
-    base = EulerianDistillation(teacher=teacher, time_law=LAW, tangent=TangentSettings())
+    discriminator = build_discriminator((2,), width=8, conditions=class_labels(3)).double()
+    base = made_objective(teacher=teacher, time_law=LAW, tangent=tangent(warmup_fraction=1.0))
     generator = AdversarialFinish(distillation=base, discriminator=discriminator, weight=0.1, guidance_scale=None)
     judge = DiscriminatorObjective(generator=student, r1=0.1, r2=0.1, guidance_scale=None)
     phases = [
@@ -140,7 +140,7 @@ class BrokenAtFirst(FlowMatching):
 
 
 def regress(context, objective, sharding="none"):
-    phase = Phase(name="teacher", network=network_of("mlp", context), objective=objective())
+    phase = Phase(name="teacher", network=network_of("mlp", context), objective=matching(objective))
     return train(context, [phase], points()[1], sharding)
 
 
@@ -152,6 +152,7 @@ EQUAL = {
     "emd_in_micro_batches": partial(distil, micro_batch=1),
     "emd_fused": partial(distil, backend="fused"),
     "lmd": partial(distil, kind="mlp", objective=LagrangianDistillation),
+    "mean_flow": partial(distil, kind="mlp", objective=MeanFlow),
     "adversarial": finish,
 }
 FUSED = ("full",) if torch.__version__ >= FUSED_SHARDS_SINCE else ()
@@ -306,7 +307,7 @@ def test_a_torch_too_old_for_the_fused_derivative_of_shards_is_named(tmp_path, m
     network = network_of("mlp", LocalContext(tmp_path))
     network.set_requires_gradient_sync = None  # what a sharded network has
     with pytest.raises(AyfError, match=r"'fused' passes through sharded networks since torch 2\.13"):
-        BACKENDS["fused"](network, None, None)
+        fused(network, None, None)
 
 
 def test_an_unknown_sharding_is_named(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ayf_core.generator import Generator
+from ayf_core.sampling.generator import Generator
 from pipelines.execution.run import run_stage
 from pipelines.settings.runtime import RuntimeConfig
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ayf_core.errors import AyfError
 from ayf_core.files import found_below
-from ayf_core.generator import Generator
+from ayf_core.sampling.generator import Generator
 from pipelines.execution.accepting import accept_changes
 from pipelines.execution.run import run_stage
 from pipelines.project.code import write_code
