@@ -19,46 +19,12 @@ from ayf_core.files import found_below
 from ayf_core.generator import Generator
 from pipelines.execution.run import run_stage
 from pipelines.project.declarations import fingerprint, read_declarations
-from pipelines.settings import params_file as params
 from pipelines.settings.experiment import load_config
-from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages.sampling import sample_grid
 from pipelines.tracking.store import tracking_uri
+from tests.chain import CHAIN, REPOSITORY, copy_outputs, inline, make_project
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CHAIN = [
-    "train_codec",
-    "train_features",
-    "encode_latents",
-    "train_teacher",
-    "train_weak_teacher",
-    "distill@emd",
-    "distill@lmd",
-    "finetune_adversarial",
-    *(f"evaluate@{name}" for name in ("teacher", "weak_teacher", "emd", "lmd", "adversarial")),
-    "report",
-]
 pytestmark = pytest.mark.slow
-
-
-def make_project(root: Path, *overrides: str, preset: str = "smoke") -> Path:
-    """A project folder with this repository's code and stages, and settings of its own."""
-    root.mkdir(parents=True, exist_ok=True)
-    for name in ("ayf_core", "dashboards", "pipelines", "conf", "dvc.yaml"):
-        (root / name).symlink_to(REPOSITORY / name)
-    (root / "data/images").mkdir(parents=True)
-    params.write(root, params.from_preset(root, preset, list(overrides)), preset)
-    (root / "runtime.yaml").write_text("mode: inline\ncheckpoint_every: 2\nlog_every: 1\nsystem_metrics: false\n")
-    return root
-
-
-def copy_outputs(source: Path, target: Path) -> None:
-    for name in ("models", "data"):
-        shutil.copytree(source / name, target / name, dirs_exist_ok=True)
-
-
-def inline() -> RuntimeConfig:
-    return RuntimeConfig(mode="inline", threads_per_worker=1, log_every=1, checkpoint_every=4, system_metrics=False)
 
 
 @pytest.fixture(autouse=True)
@@ -68,12 +34,9 @@ def own_store(monkeypatch: pytest.MonkeyPatch, no_foreign_settings: None) -> Non
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished chain. Made before any test's own settings apply."""
-    root = make_project(tmp_path_factory.mktemp("smoke"))
-    for name in CHAIN:
-        run_stage(root, name, runtime=inline())
-    return root
+def project(smoke_chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished chain, to change."""
+    return Path(shutil.copytree(smoke_chain, tmp_path_factory.mktemp("smoke") / "project", symlinks=True))
 
 
 def runs_of(root: Path) -> dict[str, object]:

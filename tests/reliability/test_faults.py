@@ -62,17 +62,17 @@ def going_on(lab: Lab, reached: int, began: float, *command: str) -> tuple[int, 
     return max(reached - resumed, 0), seconds  # where it could still take a checkpoint, it got further
 
 
-def test_the_stage_is_killed(lab: Lab, undisturbed: Lab, told: Callable[..., None]) -> None:
+def test_the_stage_is_killed(lab: Lab, undisturbed: str, told: Callable[..., None]) -> None:
     lost, seconds = killed(lab, "stage", STAGE)
     assert 0 <= lost <= 2 * CHECKPOINT_EVERY
-    assert lab.model() == undisturbed.model()
+    assert lab.model() == undisturbed
     told("SIGKILL of the stage", lost=lost, seconds=seconds, same=True, then="the same command")
 
 
-def test_dvc_alone_is_killed_and_takes_its_stage_along(lab: Lab, undisturbed: Lab, told: Callable[..., None]) -> None:
+def test_dvc_alone_is_killed_and_takes_its_stage_along(lab: Lab, undisturbed: str, told: Callable[..., None]) -> None:
     lost, seconds = killed(lab, "dvc", "repro", STAGE)
     assert 0 <= lost <= 2 * CHECKPOINT_EVERY
-    assert lab.model() == undisturbed.model()
+    assert lab.model() == undisturbed
     told("SIGKILL of `dvc` alone", lost=lost, seconds=seconds, same=True, then="`dvc repro` again")
 
 
@@ -91,15 +91,15 @@ def test_a_stage_whose_dvc_is_killed_while_it_starts_begins_nothing(lab: Lab) ->
 
 
 @pytest.mark.ray
-def test_the_driver_of_ray_is_killed(on_ray: Lab, undisturbed: Lab, told: Callable[..., None]) -> None:
+def test_the_driver_of_ray_is_killed(on_ray: Lab, undisturbed: str, told: Callable[..., None]) -> None:
     lost, seconds = killed(on_ray, "stage", STAGE)
     assert 0 <= lost <= 2 * CHECKPOINT_EVERY
-    assert on_ray.model() == undisturbed.model()
+    assert on_ray.model() == undisturbed
     told("SIGKILL of the stage, training on Ray", lost=lost, seconds=seconds, same=True, then="the same command")
 
 
 @pytest.mark.ray
-def test_a_worker_of_ray_is_killed(pair: Lab, undisturbed_pair: Lab, told: Callable[..., None]) -> None:
+def test_a_worker_of_ray_is_killed(pair: Lab, undisturbed_pair: str, told: Callable[..., None]) -> None:
     process = pair.start("stage", STAGE)
     reached = pair.wait_for_step(DISTURBED_AT, process)
     pair.struck()
@@ -110,7 +110,7 @@ def test_a_worker_of_ray_is_killed(pair: Lab, undisturbed_pair: Lab, told: Calla
     seconds = time.monotonic() - began
     pair.finish(process)
     assert 0 <= reached - resumed <= 2 * CHECKPOINT_EVERY
-    assert pair.model() == undisturbed_pair.model()
+    assert pair.model() == undisturbed_pair
     told("SIGKILL of a trainer worker", lost=reached - resumed, seconds=seconds, same=True, then="by itself")
 
 
@@ -144,7 +144,7 @@ def test_a_worker_of_ray_is_killed_while_it_encodes(tmp_path: Path, told: Callab
     told("SIGKILL of a worker that encodes latents", lost=again, seconds=seconds, same=True, then="by itself")
 
 
-def stopped(lab: Lab, reference: Lab, ask: Callable[[subprocess.Popen[bytes]], None]) -> tuple[int, float]:
+def stopped(lab: Lab, reference: str, ask: Callable[[subprocess.Popen[bytes]], None]) -> tuple[int, float]:
     """Ask a stage to stop, run it again to the end: steps lost, seconds until it went on."""
     process = lab.start("stage", STAGE)
     lab.wait_for_step(DISTURBED_AT, process)
@@ -157,17 +157,17 @@ def stopped(lab: Lab, reference: Lab, ask: Callable[[subprocess.Popen[bytes]], N
     lab.struck()
     lost, seconds = going_on(lab, reached, began, "stage", STAGE)
     assert lost == 0
-    assert lab.model() == reference.model()
+    assert lab.model() == reference
     return lost, seconds
 
 
-def test_a_stage_asked_to_stop_does_so_with_a_checkpoint(lab: Lab, undisturbed: Lab, told: Callable[..., None]) -> None:
+def test_a_stage_asked_to_stop_does_so_with_a_checkpoint(lab: Lab, undisturbed: str, told: Callable[..., None]) -> None:
     lost, seconds = stopped(lab, undisturbed, lambda process: process.send_signal(signal.SIGTERM))
     told("SIGTERM to the stage", lost=lost, seconds=seconds, same=True, then="the same command")
 
 
 @pytest.mark.ray
-def test_workers_of_ray_stop_together(pair: Lab, undisturbed_pair: Lab, told: Callable[..., None]) -> None:
+def test_workers_of_ray_stop_together(pair: Lab, undisturbed_pair: str, told: Callable[..., None]) -> None:
     lost, seconds = stopped(pair, undisturbed_pair, lambda process: process.send_signal(signal.SIGTERM))
     told("SIGTERM to the stage, two workers of Ray", lost=lost, seconds=seconds, same=True, then="the same command")
 
@@ -182,7 +182,7 @@ def test_a_stage_asked_twice_ends_at_once(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "with a bit flipped"])
-def test_the_newest_checkpoint_is_damaged(lab: Lab, undisturbed: Lab, told: Callable[..., None], damage: str) -> None:
+def test_the_newest_checkpoint_is_damaged(lab: Lab, undisturbed: str, told: Callable[..., None], damage: str) -> None:
     process = lab.start("stage", STAGE)
     reached = lab.wait_for_step(DISTURBED_AT, process)
     began = time.monotonic()
@@ -200,7 +200,7 @@ def test_the_newest_checkpoint_is_damaged(lab: Lab, undisturbed: Lab, told: Call
     output = lab.finish(again)
     line = f"damaged checkpoint: {newest.name} (kept as {newest.name}.damaged); going on from step {before}"
     assert line in output
-    assert lab.model() == undisturbed.model()
+    assert lab.model() == undisturbed
     told(f"checkpoint {damage}", lost=reached - before, seconds=seconds, same=True, then="from the one before, said so")
 
 
@@ -218,7 +218,7 @@ def small_disk(lab: Lab) -> Iterator[Path]:
 
 
 def test_the_disk_is_full_while_a_checkpoint_is_written(
-    lab: Lab, undisturbed: Lab, small_disk: Path, told: Callable[..., None]
+    lab: Lab, undisturbed: str, small_disk: Path, told: Callable[..., None]
 ) -> None:
     process = lab.start("stage", STAGE)
     reached = lab.wait_for_step(DISTURBED_AT, process)
@@ -236,11 +236,11 @@ def test_the_disk_is_full_while_a_checkpoint_is_written(
     reached = max(reached, *lab.steps())
     lost, seconds = going_on(lab, reached, began, "stage", STAGE)
     assert 0 <= lost <= 2 * CHECKPOINT_EVERY
-    assert lab.model() == undisturbed.model()
+    assert lab.model() == undisturbed
     told("disk full while a checkpoint is written", lost=lost, seconds=seconds, same=True, then="space, same command")
 
 
-def test_two_dvc_repro_at_once(lab: Lab, undisturbed: Lab, told: Callable[..., None]) -> None:
+def test_two_dvc_repro_at_once(lab: Lab, undisturbed: str, told: Callable[..., None]) -> None:
     first = lab.start("dvc", "repro", STAGE)
     lab.wait_for_step(DISTURBED_AT, first)
     os.killpg(first.pid, signal.SIGSTOP)  # it waits, so that the others surely come while it trains
@@ -254,7 +254,7 @@ def test_two_dvc_repro_at_once(lab: Lab, undisturbed: Lab, told: Callable[..., N
     assert f"error: {STAGE} is being run already" in refused
     os.killpg(first.pid, signal.SIGCONT)
     lab.finish(first)
-    assert lab.model() == undisturbed.model()
+    assert lab.model() == undisturbed
     told("two `dvc repro` at once", lost=0, seconds=0, same=True, then="the second is refused")
 
 
@@ -274,7 +274,7 @@ time.time_ns = lambda: _ns() + _hours() * 10**9
 """
 
 
-def test_the_clock_jumps_by_hours(lab: Lab, undisturbed: Lab, tmp_path: Path, told: Callable[..., None]) -> None:
+def test_the_clock_jumps_by_hours(lab: Lab, undisturbed: str, tmp_path: Path, told: Callable[..., None]) -> None:
     broken = tmp_path / "clock"
     broken.mkdir()
     (broken / "sitecustomize.py").write_text(CLOCK)
@@ -292,5 +292,5 @@ def test_the_clock_jumps_by_hours(lab: Lab, undisturbed: Lab, tmp_path: Path, to
     lab.goes_on(again, resumed)
     seconds = time.monotonic() - began
     lab.finish(again)
-    assert lab.model() == undisturbed.model()
+    assert lab.model() == undisturbed
     told("clock jumps by hours, SIGKILL", lost=reached - resumed, seconds=seconds, same=True, then="`dvc repro` again")

@@ -26,6 +26,7 @@ from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking.store import ensure_store
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger
 from sweeps.runner import run_sweep
+from tests.made_once import made_once
 
 SCRIPT = Path(__file__).with_name("sweep_project.py")
 _spec = importlib.util.spec_from_file_location("sweep_project", SCRIPT)
@@ -45,10 +46,10 @@ def own_store(monkeypatch: pytest.MonkeyPatch, no_foreign_settings: None) -> Non
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Latents and teachers, trained once. Made before any test's own settings apply."""
-    return sweep_project.write_project(tmp_path_factory.mktemp("made") / "project")
+    return made_once(tmp_path_factory, "sweep-project", sweep_project.write_project)
 
 
 @pytest.fixture
