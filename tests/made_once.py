@@ -38,4 +38,3 @@ def shared(factory: pytest.TempPathFactory) -> Path:
     place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
     place.mkdir(exist_ok=True)
     return place
-

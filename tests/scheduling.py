@@ -24,7 +24,7 @@ LONGEST_FIRST = (
     "tests/pipelines",
     "tests/ayf_core",
 )
-"""The units in the order in which they begin; what no line names comes last. `--durations=40` shows when to change it."""
+"""The order in which units begin; what no line names comes last. `--durations=40` shows when to change it."""
 
 CUT = ("tests/reliability/test_faults.py",)
 """Files whose tests are units of their own."""

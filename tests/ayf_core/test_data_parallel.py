@@ -169,7 +169,9 @@ GONE_ON = {
     for source in BEGUN.values()
     for sharding in ("none", "full")
 }
-SCENARIOS = {f"{name}_{sharding}": partial(EQUAL[name], sharding=sharding) for name, sharding in CASES} | WRONG | GONE_ON
+SCENARIOS = (
+    {f"{name}_{sharding}": partial(EQUAL[name], sharding=sharding) for name, sharding in CASES} | WRONG | GONE_ON
+)
 
 
 def work(rank, workers, folder, names):

@@ -15,7 +15,6 @@ from tests.cluster.cluster_project import CHECKPOINT_EVERY, STEPS, Project
 from tests.cluster.slurm_cluster import NODES, SlurmCluster, lacking
 
 
-
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[SlurmCluster]:
     reason = lacking()

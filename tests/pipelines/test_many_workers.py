@@ -44,7 +44,10 @@ def test_a_stage_on_sharded_workers_makes_the_model_that_one_process_makes(
     copy_outputs(smoke_chain, root)
     shutil.rmtree(root / "models" / model)
     run_stage(root, stage, runtime=runtime)
-    for name in ("model.safetensors", *(f"ema/{path.name}" for path in (smoke_chain / "models" / model / "ema").iterdir())):
+    for name in (
+        "model.safetensors",
+        *(f"ema/{path.name}" for path in (smoke_chain / "models" / model / "ema").iterdir()),
+    ):
         ours, theirs = (load_file(place / "models" / model / name) for place in (root, smoke_chain))
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     Generator.load(root / "models" / model)

@@ -155,7 +155,7 @@ def test_stage_killed_at_three_moments_gives_the_bytes_of_one_never_killed(proje
     for root in (quiet, killed):
         copy_outputs(project, root)
         shutil.rmtree(root / "models/emd")
-    assert start(quiet, "distill@emd").wait() == 0
+    run_stage(quiet, "distill@emd", runtime=inline())
     for wanted in (3, 11, 25):
         process = start(killed, "distill@emd")
         deadline = time.monotonic() + 300
