@@ -55,4 +55,4 @@ def test_what_arrives_while_the_store_is_told_is_told_next(tmp_path: Path) -> No
         follower.finish()
     assert seen.steps == [1, 2, 3]
     assert told[0] == [1]
-    assert sum(told, []) == [1, 2, 3]
+    assert [step for steps in told for step in steps] == [1, 2, 3]
