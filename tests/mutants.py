@@ -54,8 +54,8 @@ class Mutant:
         return source[: self.start] + self.new.encode() + source[self.end :]
 
     def __str__(self) -> str:
-        same = len(os.path.commonprefix([self.old, self.new]))
-        begin = max(0, same - 20) if len(self.old) > 100 else 0
+        differs = next((i for i, (a, b) in enumerate(zip(self.old, self.new, strict=False)) if a != b), 0)
+        begin = max(0, differs - 20) if len(self.old) > 100 else 0
         return f"{self.path}:{self.line}: {self.old[begin : begin + 100]}  ->  {self.new[begin : begin + 100]}"
 
 

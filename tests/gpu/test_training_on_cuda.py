@@ -5,19 +5,35 @@ import torch
 from torch import nn
 
 from ayf_core.analytic import Gaussian
+from ayf_core.conditions import Condition
+from ayf_core.errors import Preempted
 from ayf_core.flow_map import FlowMap
-from ayf_core.networks import NetworkSpec, build_network
-from ayf_core.objectives import EulerianDistillation, TangentSettings
-from ayf_core.samplers import sample_flow_map, uniform_grid
+from ayf_core.networks.build import build_network
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.objectives.eulerian import EulerianDistillation
+from ayf_core.objectives.tangent import TangentSettings
+from ayf_core.sampling.flow_map_chain import sample_flow_map
+from ayf_core.sampling.grids import uniform_grid
 from ayf_core.times import IntervalLaw
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
-from ayf_core.training.optimisers import OptimiserSettings
-from ayf_core.training.trainer import LoopSettings, Phase, Trainer
+from ayf_core.training.phases import Phase
+from ayf_core.training.settings import LoopOptions
+from ayf_core.training.trainer import Trainer
+from tests.ayf_core.trainings import training_settings
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 STEPS = 8
+TANGENT = TangentSettings(
+    backend="split",
+    warmup_max=0.99,
+    warmup_fraction=0.5,
+    normalise=True,
+    normalisation_constant=0.1,
+    divide_by_sqrt_dim=True,
+    self_check_tolerance=0.05,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,25 +45,30 @@ def exact_sums():
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def trainer_of(folder, device, steps=STEPS, **loop):
+def trainer_of(folder, device, steps=STEPS):
     """A distillation of a Gaussian's exact velocity."""
     torch.manual_seed(0)
-    network = build_network(NetworkSpec(kind="mlp", shape=(2,), num_classes=1, width=16, depth=2, interval=True))
+    kind = {"width": 16, "depth": 2, "activation": "silu"}
+    network = build_network(NetworkSpec(kind="mlp", settings=kind, shape=(2,), interval=True))
     for parameter in network.parameters():
         if not parameter.any():  # otherwise the first steps have no gradient behind a layer of zeros
             nn.init.normal_(parameter, std=0.1)
     mean, covariance = torch.tensor([0.5, -1.0]), torch.tensor([[1.0, 0.3], [0.3, 0.5]])
-    teacher = Gaussian(mean.to(device), covariance.to(device))
     x = Gaussian(mean, covariance).sample(64, torch.Generator().manual_seed(0)).float()
-    data = TensorData(x, torch.zeros(64, dtype=torch.long))
-    context = LocalContext(folder, device)
+    data, context = TensorData(x, Condition()), LocalContext(folder, device)
     objective = EulerianDistillation(
-        teacher=teacher, time_law=IntervalLaw(), tangent=TangentSettings(warmup_steps=2 * STEPS)
+        teacher=Gaussian(mean.to(device), covariance.to(device)),
+        time_law=IntervalLaw(p_mean=-0.8, p_std=1.0, full_jump_fraction=0.1, diagonal_fraction=0.1),
+        tangent=TANGENT,
+        weighting="uniform",
+        steps=steps,
+        guidance=None,
     )
-    phase = Phase("student", network, objective, OptimiserSettings(learning_rate=1e-3))
-    values = {"steps": steps, "batch_size": 16, "seed": 3, "log_every": 100, "checkpoint_every": 4} | loop
-    averages = FollowAverages(network, [0.1], context, steps, snapshots=1)
-    return Trainer([phase], data, LoopSettings(**values), context, [averages])
+    settings = training_settings(steps=steps, batch_size=16, learning_rate=1e-3)
+    phase = Phase(name="student", network=network, objective=objective)
+    averages = FollowAverages(network, settings, context, snapshots=1)
+    options = LoopOptions(log_every=100, checkpoint_every=4)
+    return Trainer([phase], data, settings, context, [averages], seed=3, options=options)
 
 
 def weights(trainer):
@@ -69,10 +90,9 @@ def test_a_training_that_goes_on_from_a_checkpoint_gives_the_same_bytes(tmp_path
     whole = trainer_of(tmp_path / "whole", device)
     whole.fit()
     begun = trainer_of(tmp_path / "cut", device)
-    for _ in range(4):
-        begun.advance()
-    begun.context.save_checkpoint(begun.step, begun._state())
-    begun.context.wait()
+    begun.context.stop_asked = lambda: begun.step == 5  # between two checkpoints
+    with pytest.raises(Preempted):
+        begun.fit()
     again = trainer_of(tmp_path / "cut", device)
     again.fit()
     for name, value in weights(whole).items():
@@ -100,6 +120,7 @@ def test_a_step_that_is_not_logged_never_waits_for_the_device(tmp_path, device):
     with no_waiting(device):
         for _ in range(3):
             trainer.advance()
+    trainer.close()
     assert trainer.step == 6
 
 
@@ -134,5 +155,6 @@ def test_batches_come_from_pinned_memory_without_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", noting)
     trainer.advance()
     trainer.advance()
+    trainer.close()
     assert moved
     assert all(pinned and without_waiting for pinned, without_waiting in moved)
