@@ -164,7 +164,15 @@ WRONG = {
     "broken_at_first": partial(regress, objective=BrokenAtFirst),
     "broken_at_first_sharded": partial(regress, objective=BrokenAtFirst, sharding="full"),
 }
-SCENARIOS = {f"{name}_{sharding}": partial(EQUAL[name], sharding=sharding) for name, sharding in CASES} | WRONG
+BEGUN = {"one worker": "adversarial", "none": "adversarial_none", "full": "adversarial_full"}
+GONE_ON = {
+    f"from_{source}_on_{sharding}": partial(finish, sharding=sharding)
+    for source in BEGUN.values()
+    for sharding in ("none", "full")
+}
+SCENARIOS = (
+    {f"{name}_{sharding}": partial(EQUAL[name], sharding=sharding) for name, sharding in CASES} | WRONG | GONE_ON
+)
 
 
 def work(rank, workers, folder, names):
@@ -183,23 +191,26 @@ def work(rank, workers, folder, names):
 
 
 def run(folder, workers, names):
-    folder.mkdir(exist_ok=True)
-    (folder / "rendezvous").unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        multiprocessing.spawn(work, args=(workers, folder, list(names)), nprocs=workers)
+        multiprocessing.spawn(work, args=(workers, folder, sorted(names)), nprocs=workers)
     return folder
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("two"), 2, SCENARIOS)
+    return run(tmp_path_factory.mktemp("two"), 2, SCENARIOS.keys() - GONE_ON.keys())
 
 
 @pytest.fixture(scope="module")
-def trio(tmp_path_factory):
-    """A global batch of eight does not divide over three."""
-    return run(tmp_path_factory.mktemp("three"), 3, [f"{name}_{sharding}" for name, sharding in CASES])
+def trio(tmp_path_factory, pair, alone):
+    """A global batch of eight does not divide over three. They also go on from checkpoints of one worker and of two."""
+    folder = tmp_path_factory.mktemp("three")
+    for source in BEGUN.values():
+        for sharding in ("none", "full"):
+            begun = (alone[0] if source in EQUAL else pair) / source
+            shutil.copytree(begun / "checkpoints", folder / f"from_{source}_on_{sharding}" / "checkpoints")
+    return run(folder, 3, SCENARIOS.keys() - WRONG.keys())
 
 
 @pytest.fixture(scope="module")
@@ -255,21 +266,18 @@ def test_snapshots_and_checkpoints_are_those_of_one_worker(pair, alone, sharding
     torch.testing.assert_close(*states, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("begun", ["one worker", "none", "full"])
-def test_a_checkpoint_goes_on_at_any_other_worker_count_and_sharding(tmp_path, pair, alone, begun):
-    source = alone[0] / "adversarial" if begun == "one worker" else pair / f"adversarial_{begun}"
+@pytest.mark.parametrize("begun", BEGUN)
+def test_a_checkpoint_goes_on_at_any_other_worker_count_and_sharding(tmp_path, trio, pair, alone, begun):
+    source = BEGUN[begun]
     expected = alone[1]["adversarial"]
-    for sharding in ("none", "full"):
-        place = tmp_path / f"adversarial_{sharding}"
-        shutil.copytree(source / "checkpoints", place / "checkpoints")
-    folder = run(tmp_path, 3, ["adversarial_none", "adversarial_full"])
-    shutil.copytree(source / "checkpoints", tmp_path / "one" / "checkpoints")
-    found = [*results(folder)("adversarial_none"), *results(folder)("adversarial_full")]
-    for each in [*found, finish(LocalContext(tmp_path / "one"))]:
+    shutil.copytree((alone[0] if source in EQUAL else pair) / source / "checkpoints", tmp_path / "checkpoints")
+    names = [f"from_{source}_on_{sharding}" for sharding in ("none", "full")]
+    found = [result for name in names for result in results(trio)(name)]
+    for each in [*found, finish(LocalContext(tmp_path))]:
         for part in ("weights", "averages"):
             torch.testing.assert_close(each[part], expected[part], rtol=1e-6, atol=1e-8)
     assert len(found) == 6
-    assert [len(logged(tmp_path / name)) for name in ("adversarial_none", "adversarial_full", "one")] == [2, 2, 2]
+    assert [len(logged(place)) for place in (*(trio / name for name in names), tmp_path)] == [2, 2, 2]
 
 
 def test_fused_derivative_is_refused_on_every_worker(pair):

@@ -19,53 +19,13 @@ from ayf_core.files import found_below
 from ayf_core.sampling.generator import Generator
 from pipelines.execution.accepting import accept_changes
 from pipelines.execution.run import run_stage
-from pipelines.project.code import write_code
 from pipelines.project.declarations import fingerprint, read_declarations
-from pipelines.settings import params_file as params
 from pipelines.settings.experiment import load_config
-from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages.sampling import sample_grid
 from pipelines.tracking.store import tracking_uri
+from tests.chain import CHAIN, REPOSITORY, copy_outputs, inline, make_project
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CHAIN = [
-    "train_codec",
-    "train_features",
-    "encode_latents",
-    "train_teacher",
-    "train_weak_teacher",
-    "distill@emd",
-    "distill@lmd",
-    "finetune_adversarial",
-    *(f"evaluate@{name}" for name in ("teacher", "weak_teacher", "emd", "lmd", "adversarial")),
-    "report",
-]
 pytestmark = pytest.mark.slow
-
-
-def make_project(root: Path, *overrides: str, preset: str = "smoke", to_edit: bool = False) -> Path:
-    """A project folder with this repository's code (copies, where it is `to_edit`), and settings of its own."""
-    root.mkdir(parents=True, exist_ok=True)
-    for name in ("ayf_core", "dashboards", "pipelines", "conf"):
-        if to_edit:
-            shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            (root / name).symlink_to(REPOSITORY / name)
-    (root / "dvc.yaml").symlink_to(REPOSITORY / "dvc.yaml")
-    (root / "data/images").mkdir(parents=True)
-    params.write(root, params.from_preset(root, preset, list(overrides)), preset)
-    write_code(root)
-    (root / "runtime.yaml").write_text("mode: inline\ncheckpoint_every: 2\nlog_every: 1\nsystem_metrics: false\n")
-    return root
-
-
-def copy_outputs(source: Path, target: Path) -> None:
-    for name in ("models", "data"):
-        shutil.copytree(source / name, target / name, dirs_exist_ok=True)
-
-
-def inline() -> RuntimeConfig:
-    return RuntimeConfig(mode="inline", threads_per_worker=1, log_every=1, checkpoint_every=4, system_metrics=False)
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +35,9 @@ def own_store(monkeypatch: pytest.MonkeyPatch, no_foreign_settings: None) -> Non
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished chain. Made before any test's own settings apply."""
-    root = make_project(tmp_path_factory.mktemp("smoke"))
-    for name in CHAIN:
-        run_stage(root, name, runtime=inline())
-    return root
+def project(smoke_chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished chain, to change."""
+    return Path(shutil.copytree(smoke_chain, tmp_path_factory.mktemp("smoke") / "project", symlinks=True))
 
 
 def runs_of(root: Path) -> dict[str, object]:
@@ -205,7 +162,7 @@ def test_stage_killed_at_three_moments_gives_the_bytes_of_one_never_killed(proje
     for root in (quiet, killed):
         copy_outputs(project, root)
         shutil.rmtree(root / "models/emd")
-    assert start(quiet, "distill@emd").wait() == 0
+    run_stage(quiet, "distill@emd", runtime=inline())
     for wanted in (3, 11, 25):
         process = start(killed, "distill@emd")
         deadline = time.monotonic() + 300

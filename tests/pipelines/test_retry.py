@@ -36,6 +36,7 @@ def caused(error: Exception) -> Exception:
         MlflowException("the database restarts", TEMPORARILY_UNAVAILABLE),
         RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "the same, from a server"}),
         requests.ConnectionError(),
+        answer(500),
         answer(503),
         caused(ConnectionResetError()),
     ],

@@ -147,7 +147,7 @@ class Lab:
         self._struck_inode = (self.training / "metrics.jsonl").stat().st_ino
 
     def model(self) -> str:
-        return fingerprint(self.root / "models/teacher")
+        return teacher_of(self.root)
 
     def processes(self, words: str, below: subprocess.Popen[bytes]) -> list[psutil.Process]:
         """Descendants of a process whose command holds these words (Ray names its workers so)."""
@@ -159,3 +159,8 @@ class Lab:
             except psutil.Error:
                 continue
         return found
+
+
+def teacher_of(root: Path) -> str:
+    """Fingerprint of a project's teacher."""
+    return fingerprint(root / "models/teacher")
