@@ -14,11 +14,11 @@ STAMP := $(VENV)/.installed
 RUN := PATH="$(BIN):$$PATH" VIRTUAL_ENV="$(BIN:/bin=)" PYTHONNOUSERSITE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test lint format ui bench clean
+.PHONY: help install repro test test-fast mutants lint format ui bench clean
 
 help: ## list these commands
 	@echo "make TARGET, where TARGET is"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP) ## build the environment in .venv (the other commands do it by themselves)
 
@@ -38,8 +38,17 @@ repro: $(STAMP) ## run the whole chain: data, teacher, distillation, evaluation,
 	@$(RUN) python -m pipelines.project.dvc_lock
 	@$(RUN) dvc --wait-for-lock repro $(ARGS)
 
-test: $(STAMP) ## run the tests, two processes at once
-	@$(RUN) python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+# How the tests are shared out: tests/scheduling.py.
+PYTEST := python -m pytest --numprocesses 2 --dist loadfile
+
+test: $(STAMP) ## run all tests, two processes at once
+	@$(RUN) $(PYTEST) $(ARGS)
+
+test-fast: $(STAMP) ## run those that need neither Ray, Slurm, a server nor a browser: minutes, for daily work
+	@$(RUN) $(PYTEST) -m "not slow" $(ARGS)
+
+mutants: $(STAMP) ## change one line of the code at a time, see which changes the fast tests notice
+	@$(RUN) python -m tests.mutants $(ARGS)
 
 lint: $(STAMP) ## check style (ruff), types (mypy) and the direction of imports (import-linter)
 	@$(RUN) ruff check .

@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -24,18 +26,34 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_bytes())
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write beside and rename: a reader, or a kill, finds the old content or the new one, never half of it."""
+def write_whole(path: Path, content: str | bytes, *, to_disk: bool = False) -> None:
+    """Write beside and rename: a reader, or a kill, finds the old content or the new one, never half of it.
+
+    Args:
+        content: a text is written as UTF-8.
+        to_disk: wait until the content is there even after a power failure.
+    """
     beside = path.with_name(f".{path.name}.partial")
-    if isinstance(content, bytes):
-        beside.write_bytes(content)
-    else:
-        beside.write_text(content)
+    with beside.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        if to_disk:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(beside, path)
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of a library says, in one line."""
+@contextmanager
+def only_one_process(lock: Path) -> Iterator[None]:
+    """Hold a lock, a file of its own, and wait for it first; the system frees it however the process ends."""
+    import fcntl  # not on every system, unlike the rest of this file
+
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def first_line(error: BaseException | str) -> str:
+    """What an error of a library says, in one line; of one that says nothing the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -113,7 +113,7 @@ def use_plugins(packages: Iterable[str]) -> None:
     """
     global _plugins
     for package in packages:
-        _files(package)
+        files_of(package)
     _plugins = tuple(packages)
     _components.cache_clear()
 
@@ -166,11 +166,15 @@ def _components(room: str) -> Mapping[str, Component]:
 
 @cache
 def _registered(package: str) -> tuple[Component, ...]:
-    return tuple(component for file, module in _files(package) for component in _read(file, module))
+    return tuple(component for file, module in files_of(package) for component in _read(file, module))
 
 
-def _files(package: str) -> list[tuple[Path, str]]:
-    """Every module of a package (or a module alone): its file and its dotted name."""
+def files_of(package: str) -> list[tuple[Path, str]]:
+    """Every module of a package (or a module alone): its file and its dotted name.
+
+    Raises:
+        AyfError: there is no such package.
+    """
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):

@@ -28,19 +28,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ayf_core.conditions import Condition, ConditionSpec
 from ayf_core.data.sets.checkerboard import HALF_WIDTH, sample_checkerboard
 from ayf_core.evaluation.distances import checkerboard_divergence
 from ayf_core.flow_map import FlowMap
-from ayf_core.networks import NetworkSpec, build_network, copy_shared_weights
 from ayf_core.networks.base import MeanVelocityNetwork
-from ayf_core.objectives import (
-    EulerianDistillation,
-    FlowMatching,
-    LagrangianDistillation,
-    Objective,
-    TangentSettings,
-)
-from ayf_core.samplers import sample_flow_map, solve_ode, uniform_grid
+from ayf_core.networks.build import build_network, copy_shared_weights
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.objectives.base import Objective
+from ayf_core.objectives.eulerian import EulerianDistillation
+from ayf_core.objectives.flow_matching import FlowMatching
+from ayf_core.objectives.lagrangian import LagrangianDistillation
+from ayf_core.objectives.tangent import TangentSettings
+from ayf_core.sampling.flow_map_chain import sample_flow_map
+from ayf_core.sampling.grids import uniform_grid
+from ayf_core.sampling.ode import solve_ode
 from ayf_core.times import IntervalLaw, LogitNormalTime
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
@@ -51,7 +53,7 @@ from ayf_core.training_settings import TrainingSettings
 from ayf_core.velocity import NetworkVelocity
 
 STEPS, BATCH, POINTS = 1000, 512, 100_000
-TEACHER = NetworkSpec(kind="mlp", shape=(2,), num_classes=1, width=256, depth=5, activation="relu")
+TEACHER = NetworkSpec(kind="mlp", settings={"width": 256, "depth": 5, "activation": "relu"}, shape=(2,))
 STUDENT = dataclasses.replace(TEACHER, interval=True)
 OBJECTIVES = {"emd": EulerianDistillation, "lmd": LagrangianDistillation}
 SETTINGS = TrainingSettings(
@@ -68,8 +70,16 @@ SETTINGS = TrainingSettings(
     ema_std=0.1,
 )
 TEACHER_TIME = LogitNormalTime(mean=0.0, std=1.5)
-TIME_LAW = IntervalLaw(p_mean=-0.8, p_std=1.0)
-TANGENT = TangentSettings(warmup_max=0.99, warmup_steps=500, normalisation_constant=0.1)
+TIME_LAW = IntervalLaw(p_mean=-0.8, p_std=1.0, full_jump_fraction=0.0, diagonal_fraction=0.0)
+TANGENT = TangentSettings(
+    backend="split",
+    warmup_max=0.99,
+    warmup_fraction=0.5,
+    normalise=True,
+    normalisation_constant=0.1,
+    divide_by_sqrt_dim=False,
+    self_check_tolerance=0.01,
+)
 SETS, SET_SIZE, WINDOW = 10, 1000, 0.75
 COLUMNS = {"100 steps": 100, "4 steps": 4, "1 step": 1}
 
@@ -98,11 +108,11 @@ def divergence(sampler: Sampler, seed: int) -> float:
 def measure(seed: int, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Rows of the table for one seed."""
     points = sample_checkerboard(POINTS, torch.Generator().manual_seed(seed))
-    data = TensorData(points, torch.zeros(POINTS, dtype=torch.long))
+    data = TensorData(points, Condition())
     torch.manual_seed(seed)
     began = time.process_time()
     teacher = build_network(TEACHER)
-    train(teacher, FlowMatching(time_law=TEACHER_TIME), data, seed)
+    train(teacher, FlowMatching(time_law=TEACHER_TIME, conditions=ConditionSpec(), label_dropout=0.0), data, seed)
     teacher_seconds = time.process_time() - began
     teacher.eval().requires_grad_(False)
     velocity = NetworkVelocity(teacher)
@@ -115,7 +125,10 @@ def measure(seed: int, names: Sequence[str]) -> dict[str, dict[str, float]]:
         began = time.process_time()
         student = build_network(STUDENT)
         copy_shared_weights(teacher, student)
-        train(student, OBJECTIVES[name](teacher=velocity, time_law=TIME_LAW, tangent=TANGENT), data, seed)
+        objective = OBJECTIVES[name](
+            teacher=velocity, guidance=None, time_law=TIME_LAW, tangent=TANGENT, weighting="uniform", steps=STEPS
+        )
+        train(student, objective, data, seed)
         spent = teacher_seconds + time.process_time() - began
         rows[f"AYF-{name.upper()}"] = {column: jumps(student, n, seed) for column, n in COLUMNS.items() if n <= 4} | {
             "CPU-s": spent

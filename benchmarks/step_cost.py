@@ -21,23 +21,52 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ayf_core import objectives
-from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.conditions import Condition, class_labels
+from ayf_core.guidance.autoguidance import Autoguided
 from ayf_core.networks.base import MeanVelocityNetwork
+from ayf_core.networks.build import build_network
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.objectives.base import Batch, Objective
+from ayf_core.objectives.eulerian import EulerianDistillation
+from ayf_core.objectives.flow_matching import FlowMatching
+from ayf_core.objectives.lagrangian import LagrangianDistillation
+from ayf_core.objectives.tangent import TangentSettings
 from ayf_core.randomness import StepRandom
 from ayf_core.tangents import Point, eulerian_direction, value_and_derivative
-from ayf_core.times import IntervalLaw
+from ayf_core.times import IntervalLaw, LogitNormalTime
 from ayf_core.velocity import Autoguidance, NetworkVelocity, VelocityField
 
 NETWORKS = {  # of the presets checkerboard and digits, with their batch sizes
-    "mlp": (NetworkSpec(kind="mlp", shape=(2,), num_classes=1, width=256, depth=5, interval=True), 512),
-    "dit": (NetworkSpec(kind="dit", shape=(4, 4, 4), num_classes=10, width=96, depth=3, interval=True), 64),
+    "mlp": (
+        NetworkSpec(kind="mlp", settings={"width": 256, "depth": 5, "activation": "silu"}, shape=(2,), interval=True),
+        512,
+    ),
+    "dit": (
+        NetworkSpec(
+            kind="dit",
+            settings={"width": 96, "depth": 3, "heads": 4, "patch_size": 1},
+            shape=(4, 4, 4),
+            conditions=class_labels(10),
+            interval=True,
+        ),
+        64,
+    ),
 }
+TIMES = IntervalLaw(p_mean=-0.8, p_std=1.0, full_jump_fraction=0.0, diagonal_fraction=0.0)
+TANGENT = TangentSettings(
+    backend="split",
+    warmup_max=0.99,
+    warmup_fraction=0.0,
+    normalise=True,
+    normalisation_constant=0.1,
+    divide_by_sqrt_dim=False,
+    self_check_tolerance=0.01,
+)
 METHODS = {
-    "EMD split": (objectives.EulerianDistillation, "split"),
-    "EMD fused": (objectives.EulerianDistillation, "fused"),
-    "EMD finite_difference": (objectives.EulerianDistillation, "finite_difference"),
-    "LMD split": (objectives.LagrangianDistillation, "split"),
+    "EMD split": (EulerianDistillation, "split"),
+    "EMD fused": (EulerianDistillation, "fused"),
+    "EMD finite_difference": (EulerianDistillation, "finite_difference"),
+    "LMD split": (LagrangianDistillation, "split"),
 }
 BASELINE = ("flow matching", "")
 CALLS = 3
@@ -65,9 +94,7 @@ def randomised(spec: NetworkSpec, device: str) -> MeanVelocityNetwork:
     return network.to(device)
 
 
-def optimiser_step(
-    spec: NetworkSpec, objective: objectives.Objective, batch: objectives.Batch, device: str
-) -> Callable[[], None]:
+def optimiser_step(spec: NetworkSpec, objective: Objective, batch: Batch, device: str) -> Callable[[], None]:
     """One whole step of a network of its own, ready to be called again and again."""
     network = randomised(spec, device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
@@ -84,16 +111,20 @@ def optimiser_step(
 def cases(spec: NetworkSpec, size: int, device: str) -> Timed:
     """What is timed, by row and teacher."""
     x = torch.randn(size, *spec.shape, device=device)
-    batch = objectives.Batch(x, torch.zeros(size, dtype=torch.long, device=device))
+    batch = Batch(x, Condition(labels=torch.zeros(size, dtype=torch.long, device=device)))
     plain = dataclasses.replace(spec, interval=False)
     strong = NetworkVelocity(randomised(plain, device))
-    weak = NetworkVelocity(randomised(dataclasses.replace(plain, width=spec.width // 2), device))
+    weak = NetworkVelocity(
+        randomised(dataclasses.replace(plain, settings={**spec.settings, "width": spec.settings["width"] // 2}), device)
+    )
     guided = Autoguidance(strong, weak)
     teachers: dict[str, VelocityField] = {"free teacher": FreeVelocity(x), "teacher": strong, "autoguidance": guided}
     network = randomised(spec, device)
-    point = Point(x, *IntervalLaw().sample(StepRandom(0, 0, size, device=device)), batch.labels)
+    point = Point(x, *TIMES.sample(StepRandom(0, 0, size, device=device)), batch.condition)
+    times = LogitNormalTime(mean=0.0, std=1.0)
+    matching = FlowMatching(time_law=times, conditions=spec.conditions, label_dropout=0.0)
     timed: Timed = {
-        BASELINE: optimiser_step(spec, objectives.FlowMatching(), batch, device),
+        BASELINE: optimiser_step(spec, matching, batch, device),
         ("forward", ""): torch.no_grad()(lambda: network(*point)),
         ("jvp", ""): torch.no_grad()(
             lambda: value_and_derivative(network, point, eulerian_direction(point, x), "fused")
@@ -101,9 +132,15 @@ def cases(spec: NetworkSpec, size: int, device: str) -> Timed:
     }
     for row, (kind, backend) in METHODS.items():
         for column, teacher in teachers.items():
-            law = objectives.GuidanceLaw(minimum=1.0, maximum=2.0) if teacher is guided else None
-            tangent = objectives.TangentSettings(backend=backend)
-            objective = kind(teacher=teacher, time_law=IntervalLaw(), tangent=tangent, guidance=law)
+            law = Autoguided(scale_min=1.0, scale_max=2.0) if teacher is guided else None
+            objective = kind(
+                teacher=teacher,
+                time_law=TIMES,
+                tangent=dataclasses.replace(TANGENT, backend=backend),
+                guidance=law,
+                weighting="uniform",
+                steps=1000,
+            )
             student = dataclasses.replace(spec, guidance=law is not None)
             timed[row, column] = optimiser_step(student, objective, batch, device)
     return timed

@@ -114,12 +114,12 @@ def through_this_project(root: Path, trials: int) -> Clock:
     prepare_environment()
     from ray import tune
 
-    from sweeps.story import Story
+    from sweeps.recorder import TrialRecorder
 
     clock = Clock()
     tune.Tuner.fit = clock.around(tune.Tuner.fit, before="call")
-    Story.on_trial_start = clock.around(Story.on_trial_start, before="first trial")
-    Story.finish = clock.around(Story.finish, after="over")
+    TrialRecorder.on_trial_start = clock.around(TrialRecorder.on_trial_start, before="first trial")
+    TrialRecorder.finish = clock.around(TrialRecorder.finish, after="over")
     runtime = RuntimeConfig(mode="inline", device="cpu", trials_at_once=AT_ONCE)
     runner.run_sweep(root, "trivial", runtime, trainable=objective)
     ended = Ledger(root / "runs/sweeps/trivial/001/trials").ended

@@ -11,6 +11,7 @@ for the other. A figure is the median of the ratio within a repetition, quartile
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import statistics
 import tempfile
@@ -22,9 +23,14 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from ayf_core.networks import NetworkSpec, build_network
-from ayf_core.objectives import EulerianDistillation, FlowMatching, Objective, TangentSettings
-from ayf_core.times import IntervalLaw
+from ayf_core.conditions import Condition, class_labels
+from ayf_core.networks.build import build_network
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.objectives.base import Objective
+from ayf_core.objectives.eulerian import EulerianDistillation
+from ayf_core.objectives.flow_matching import FlowMatching
+from ayf_core.objectives.tangent import TangentSettings
+from ayf_core.times import IntervalLaw, LogitNormalTime
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.options import LoopOptions
@@ -33,7 +39,22 @@ from ayf_core.training.trainer import Trainer
 from ayf_core.training_settings import TrainingSettings
 from ayf_core.velocity import NetworkVelocity
 
-SPEC = {"kind": "dit", "shape": (4, 4, 4), "num_classes": 10, "width": 96, "depth": 3}  # of the preset digits
+SPEC = NetworkSpec(  # of the preset digits
+    kind="dit",
+    settings={"width": 96, "depth": 3, "heads": 4, "patch_size": 1},
+    shape=(4, 4, 4),
+    conditions=class_labels(10),
+)
+TIMES = IntervalLaw(p_mean=-0.8, p_std=1.0, full_jump_fraction=0.0, diagonal_fraction=0.0)
+TANGENT = TangentSettings(
+    backend="split",
+    warmup_max=0.99,
+    warmup_fraction=0.0,
+    normalise=True,
+    normalisation_constant=0.1,
+    divide_by_sqrt_dim=False,
+    self_check_tolerance=0.01,
+)
 BATCH, STEPS = 64, 4
 OBJECTIVES = ("flow matching", "EMD")
 SETTINGS = TrainingSettings(
@@ -53,18 +74,24 @@ SETTINGS = TrainingSettings(
 
 def objective_of(name: str) -> Objective:
     if name == "flow matching":
-        return FlowMatching(null_label=10)
-    teacher = build_network(NetworkSpec(**SPEC)).requires_grad_(False)
+        times = LogitNormalTime(mean=0.0, std=1.0)
+        return FlowMatching(time_law=times, conditions=SPEC.conditions, label_dropout=0.0)
+    teacher = build_network(SPEC).requires_grad_(False)
     return EulerianDistillation(
-        teacher=NetworkVelocity(teacher), time_law=IntervalLaw(), tangent=TangentSettings(warmup_steps=0)
+        teacher=NetworkVelocity(teacher),
+        guidance=None,
+        time_law=TIMES,
+        tangent=TANGENT,
+        weighting="uniform",
+        steps=10**6,
     )
 
 
 def training(name: str, context: LocalContext, sharding: str = "none", wrapped: bool = False) -> Callable[[], None]:
     """A few more steps of a training of its own, ready to be called again and again."""
     torch.manual_seed(0)
-    network = build_network(NetworkSpec(**SPEC, interval=name != "flow matching"))
-    data = TensorData(torch.randn(4 * BATCH, *SPEC["shape"]), torch.zeros(4 * BATCH, dtype=torch.long))
+    network = build_network(dataclasses.replace(SPEC, interval=name != "flow matching"))
+    data = TensorData(torch.randn(4 * BATCH, *SPEC.shape), Condition(labels=torch.zeros(4 * BATCH, dtype=torch.long)))
     phase = Phase(name="network", network=network, objective=objective_of(name))
     options = LoopOptions(log_every=10**6, checkpoint_every=10**6, sharding=sharding)
     trainer = Trainer([phase], data, SETTINGS, context, seed=0, options=options)

@@ -13,6 +13,7 @@ something else than rounding would differ.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +23,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 
-from ayf_core.networks import NetworkSpec, build_network
-from ayf_core.objectives import EulerianDistillation, FlowMatching, GuidanceLaw, Objective, TangentSettings
-from ayf_core.times import IntervalLaw
+from ayf_core.conditions import Condition, class_labels
+from ayf_core.guidance.autoguidance import Autoguided
+from ayf_core.networks.build import build_network
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.objectives.base import Objective
+from ayf_core.objectives.eulerian import EulerianDistillation
+from ayf_core.objectives.flow_matching import FlowMatching
+from ayf_core.objectives.tangent import TangentSettings
+from ayf_core.times import IntervalLaw, LogitNormalTime
 from ayf_core.training.context import LocalContext, TrainingContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.options import LoopOptions
@@ -36,9 +43,21 @@ from ayf_core.velocity import Autoguidance, NetworkVelocity
 
 BATCH, CLASSES = 16, 3
 NETWORKS = {
-    "dit": {"kind": "dit", "shape": (1, 4, 4), "patch_size": 2, "heads": 2, "width": 16, "depth": 2},
-    "mlp": {"kind": "mlp", "shape": (2,), "width": 16, "depth": 3},
+    "dit": NetworkSpec(
+        kind="dit",
+        settings={"patch_size": 2, "heads": 2, "width": 16, "depth": 2},
+        shape=(1, 4, 4),
+        conditions=class_labels(CLASSES),
+    ),
+    "mlp": NetworkSpec(
+        kind="mlp",
+        settings={"width": 16, "depth": 3, "activation": "silu"},
+        shape=(2,),
+        conditions=class_labels(CLASSES),
+    ),
 }
+WARMUP_STEPS = 50
+TIMES = IntervalLaw(p_mean=-0.8, p_std=1.0, full_jump_fraction=0.0, diagonal_fraction=0.0)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 OBJECTIVES = ("flow matching", "EMD")
 
@@ -53,24 +72,35 @@ class Case(NamedTuple):
     network: str = "dit"
 
 
-def network_of(case: Case, seed: int, **conditions: bool) -> nn.Module:
+def network_of(case: Case, seed: int, **told: bool) -> nn.Module:
     torch.manual_seed(seed)
-    network = build_network(NetworkSpec(**NETWORKS[case.network], num_classes=CLASSES, **conditions))
+    network = build_network(dataclasses.replace(NETWORKS[case.network], **told))
     for parameter in network.parameters():
         if not parameter.any():  # so that the first steps have a gradient behind it
             nn.init.normal_(parameter, std=0.02)
     return network.to(DTYPES[case.dtype])
 
 
-def objective_of(case: Case) -> Objective:
+def objective_of(case: Case, steps: int) -> Objective:
     if case.objective == "flow matching":
-        return FlowMatching(null_label=CLASSES, label_dropout=0.1)
+        times = LogitNormalTime(mean=0.0, std=1.0)
+        return FlowMatching(time_law=times, conditions=class_labels(CLASSES), label_dropout=0.1)
     strong, weak = (network_of(case, seed).requires_grad_(False) for seed in (1, 2))
     return EulerianDistillation(
         teacher=Autoguidance(NetworkVelocity(strong), NetworkVelocity(weak)),
-        time_law=IntervalLaw(),
-        tangent=TangentSettings(warmup_steps=50),
-        guidance=GuidanceLaw(minimum=1.0, maximum=2.0),
+        time_law=TIMES,
+        tangent=TangentSettings(
+            backend="split",
+            warmup_max=0.99,
+            warmup_fraction=min(1.0, WARMUP_STEPS / steps),
+            normalise=True,
+            normalisation_constant=0.1,
+            divide_by_sqrt_dim=False,
+            self_check_tolerance=0.01,
+        ),
+        guidance=Autoguided(scale_min=1.0, scale_max=2.0),
+        weighting="uniform",
+        steps=steps,
     )
 
 
@@ -80,9 +110,9 @@ def flat(weights: dict[str, Tensor]) -> Tensor:
 
 def trained(context: TrainingContext, case: Case, steps: int) -> tuple[Tensor, Tensor]:
     """All parameters before and after the training, in one vector each."""
-    shape = (10 * BATCH, *NETWORKS[case.network]["shape"])
+    shape = (10 * BATCH, *NETWORKS[case.network].shape)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    data = TensorData(x.to(DTYPES[case.dtype]), torch.arange(len(x)) % CLASSES)
+    data = TensorData(x.to(DTYPES[case.dtype]), Condition(labels=torch.arange(len(x)) % CLASSES))
     student = case.objective != "flow matching"
     network = network_of(case, 0, interval=student, guidance=student)
     start = flat(network.state_dict())
@@ -100,7 +130,7 @@ def trained(context: TrainingContext, case: Case, steps: int) -> tuple[Tensor, T
         ema_std=0.1,
     )
     options = LoopOptions(micro_batch=case.micro_batch, checkpoint_every=steps, sharding=case.sharding)
-    phase = Phase(name="network", network=network, objective=objective_of(case))
+    phase = Phase(name="network", network=network, objective=objective_of(case, steps))
     Trainer([phase], data, settings, context, seed=0, options=options).fit()
     return start, flat(gathered(network.state_dict()))
 

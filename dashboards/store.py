@@ -13,15 +13,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dashboards.network import proxy_variable, reach_local_servers_directly
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
 # Before MLflow is imported: no telemetry, no bar for each file, no minutes of retries where a server went away.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-    from mlflow.tracking import MlflowClient
+reach_local_servers_directly()
 
 EXPERIMENT = "align-your-flow"
 _PROBE_SECONDS = 3.0
@@ -118,7 +121,9 @@ def client(uri: str) -> MlflowClient:
 def _client(uri: str) -> MlflowClient:
     if uri.startswith(("http://", "https://")):
         if not answers(uri):
-            message = f"the MLflow server {uri} does not answer: start it (`ayf ui`) or name another"
+            message = (
+                f"the MLflow server {uri} does not answer{through_proxy(uri)}: start it (`ayf ui`) or name another"
+            )
             raise StoreError(message) from ConnectionError(uri)
     elif "://" not in uri or uri.startswith("file:"):
         raise StoreError(f"{uri} is no MLflow store: name one as sqlite:////FOLDER/mlflow.db or http://HOST:PORT")
@@ -138,6 +143,12 @@ def answers(uri: str) -> bool:
         return True  # a proxy or another version may not know /health
     except (OSError, ValueError):
         return False
+
+
+def through_proxy(uri: str) -> str:
+    """For a message about a server that does not answer: which proxy stands before it; empty where none does."""
+    variable = proxy_variable(uri)
+    return f" through the proxy of {variable} (NO_PROXY names servers that need none)" if variable else ""
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from dashboards import figures, names
 from dashboards.figures.quality import distance_of
 from dashboards.figures.style import day, duration
 from dashboards.importance import importance
+from dashboards.verdict import untrained
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ def quality(metrics: pd.DataFrame) -> View:
     table = figures.quality_table(metrics)
     panels = [Panel(names.measure(name), partial(_quality_figures, metrics, name), table) for name in measured]
     text = "Each point is a mean over sampling seeds; the band is its 95 % interval."
+    teacher = metrics[(metrics["model"] == "teacher") & (metrics["sweep"] == "quality")]
+    warning = untrained(teacher.select_dtypes("number").min().to_dict(), metrics.attrs.get("floor", {}))
+    if warning:
+        text = f"{warning} {text}"
     return View("Quality and cost", text, panels, "Measure")
 
 

@@ -1,8 +1,8 @@
-"""`python -m pipelines STAGE`: what the commands of dvc.yaml call."""
+"""`python3 -m pipelines STAGE`: what the commands of dvc.yaml call."""
 
 import sys
 
-from pipelines.execution.process import main
+from pipelines.start import stage
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(stage())

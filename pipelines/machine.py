@@ -1,8 +1,9 @@
-"""Ports of this machine: whether one is free, and which to take for servers that nobody has to find by heart."""
+"""This machine: its cores, and its ports (whether one is free, and which to take for servers of our own)."""
 
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 import socket
 from pathlib import Path
@@ -11,6 +12,11 @@ from ayf_core.errors import AyfError
 
 _LOWEST = 10_000
 """Below are the ports of well-known services."""
+
+
+def core_count() -> int:
+    """Cores that this process may use: a container or `taskset` may leave it fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def port_is_free(host: str, port: int) -> bool:

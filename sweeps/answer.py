@@ -153,11 +153,11 @@ def _with_error(pair: tuple[float, float]) -> str:
     return f"{pair[0]:.3g} ± {pair[1]:.2g}"
 
 
-def tell(answer: Answer, run: StageRun, sweep: Sweep, folder: Path) -> None:
+def record(answer: Answer, run: StageRun, sweep: Sweep, folder: Path) -> None:
     """Into the sweep's MLflow run: the best figures, the table of trials, the page with its drawings, a note."""
     from dashboards import frames, page
 
-    trials = run.patience.until_taken(lambda: frames.trials(run.uri, run.id))
+    trials = run.retry.call(lambda: frames.trials(run.uri, run.id))
     by_number = {row.trial: row for row in trials[trials["kind"] == "trial"].itertuples()}
     if answer.best is not None:
         run.log_values({**answer.best.metrics, "trained_steps": float(answer.steps)})
@@ -168,7 +168,7 @@ def tell(answer: Answer, run: StageRun, sweep: Sweep, folder: Path) -> None:
             run.log_values({f"{sweep.metric.name}/confirmed_{which}": mean_and_error(values)[0]})
     table, drawn = folder / "trials.csv", folder / "sweep.html"
     trials.to_csv(table, index=False)
-    curves = run.patience.until_taken(lambda: frames.trial_curves(run.uri, trials))
+    curves = run.retry.call(lambda: frames.trial_curves(run.uri, trials))
     page.write(drawn, page.sweep_page(trials, curves))
     for path in (table, drawn):
         run.log_artifact(path)

@@ -7,7 +7,6 @@ sweep reads it and nothing else. Ray Tune's own state is thrown away: it is pick
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -120,14 +119,8 @@ def write_json(path: Path, content: Any, *, to_disk: bool = True) -> None:
     Raises:
         AyfError: the disk is full, or the folder may not be written.
     """
-    beside = path.with_name(path.name + ".partial")
     try:
-        with beside.open("w") as file:
-            file.write(json.dumps(content) + "\n")
-            file.flush()
-            if to_disk:
-                os.fsync(file.fileno())
-        os.replace(beside, path)
+        files.write_whole(path, json.dumps(content) + "\n", to_disk=to_disk)
     except OSError as error:
         raise AyfError(f"cannot write {path} ({error.strerror}): make room, then go on with --resume") from error
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
 
 from ayf_core.errors import AyfError
 from pipelines.execution.ray_connection import size_of
+from pipelines.machine import core_count
 from pipelines.settings.runtime import RuntimeConfig
 from sweeps.definition import Sweep
 
@@ -37,7 +37,7 @@ def resources_of(sweep: Sweep, runtime: RuntimeConfig) -> Resources:
         AyfError: not even one fits, or fewer than asked for; with the arithmetic.
     """
     on_cluster = runtime.address is not None
-    here, gpus_here = size_of(runtime) if on_cluster else (machine_cpus(), torch.cuda.device_count())
+    here, gpus_here = size_of(runtime) if on_cluster else (core_count(), torch.cuda.device_count())
     place = "the Ray cluster" if on_cluster else "this machine"
     # Of a trial with workers of its own, the driver holds a CPU that only waits; a Ray of our own has one more for it.
     driver = 1 if on_cluster and runtime.workers > 1 else 0
@@ -74,11 +74,6 @@ def longest_seconds(sweep: Sweep, known: dict[str, float], at_once: int) -> floa
         return None
     rounds = -(-sweep.trials // at_once)
     return rounds * known[names[-1]] + sum(known[name] for name in names[:-1]) * rounds
-
-
-def machine_cpus() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpus(count: int) -> str:

@@ -22,6 +22,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, Populati
 from ray.tune.search import Searcher
 from scipy.stats import qmc
 
+from ayf_core.files import write_whole
 from sweeps.definition import Sweep
 from sweeps.ledger import FAILED, FINISHED, Ledger, Trial
 from sweeps.space import Choice, Dimension, Point, Range, extremes
@@ -94,9 +95,7 @@ class Proposals(Searcher):
     def _enrol(self, trial_id: str, number: int) -> None:
         self.numbers[trial_id] = number
         place = self.ledger.trials[number].folder / TUNE_ID
-        beside = place.with_name(f"{TUNE_ID}.partial")
-        beside.write_text(trial_id)
-        beside.replace(place)
+        write_whole(place, trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing to learn here: the next proposal reads the ledger."""

@@ -8,7 +8,6 @@ vain.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -27,7 +26,7 @@ import torch
 from ray import tune
 
 from ayf_core.errors import AyfError, Preempted
-from ayf_core.files import inside, read_json
+from ayf_core.files import inside, only_one_process, read_json
 from ayf_core.training.checkpoint_folder import (
     CHECKPOINTS_KEPT,
     checkpoint_name,
@@ -43,6 +42,7 @@ from pipelines.execution.stage import Stage
 from pipelines.execution.workers import release_workers
 from pipelines.settings.experiment import Config
 from pipelines.settings.runtime import RuntimeConfig
+from pipelines.tracking.run_record import NoRecord
 from sweeps.definition import Sweep
 from sweeps.ledger import write_json
 from sweeps.quality import QualityWatch
@@ -101,8 +101,8 @@ def run_trial(settings: dict[str, Any], job: TrialJob) -> None:
 
 def folder_of(trials: Path, tune_id: str) -> Path:
     """The folder of the trial that Tune knows by `tune_id`: a copied member of a population keeps its own."""
-    patience = time.monotonic() + ENROLMENT_SECONDS
-    while time.monotonic() < patience:
+    deadline = time.monotonic() + ENROLMENT_SECONDS
+    while time.monotonic() < deadline:
         for place in trials.iterdir():
             note = place / TUNE_ID
             if note.exists() and note.read_text() == tune_id:
@@ -122,13 +122,13 @@ def train(point: Point, folder: Path, job: TrialJob, reporter: Reporter) -> None
     made: dict[str, Path] = {}
     for declaration in job.sweep.chain[:-1]:
         stage = Stage(job.root, declaration, job.runtime, settings=trained.to_dict(), instead=made, runs=job.shared)
-        stage.run = _Untold()  # type: ignore[assignment]
+        stage.run = NoRecord()  # type: ignore[assignment]  # all that a stage's body calls
         with _one_at_a_time(stage.scratch):
             outcome(stage, trained, body_of(declaration.base))
         made |= {out: stage.made(out) for out in declaration.outputs}
     last = job.sweep.chain[-1]
     stage = Stage(job.root, last, job.runtime, settings=trained.to_dict(), instead=made, runs=folder)
-    stage.run = _Untold()  # type: ignore[assignment]
+    stage.run = NoRecord()  # type: ignore[assignment]  # all that a stage's body calls
     stage.watch = _watch(config, made, job)
     stage.launch = _launcher(reporter, job)
     reporter.take_over(stage.training_folder())
@@ -261,17 +261,9 @@ def _copy_tree(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-class _Untold:
-    """Stands for the MLflow run of a stage: the sweep tells the story of its trials, not the stages within."""
-
-    def __getattr__(self, name: str) -> Callable[..., str]:
-        return lambda *_, **__: ""
-
-
 @contextmanager
 def _one_at_a_time(scratch: Path) -> Iterator[None]:
     """Trials that need the same model wait for the one that makes it."""
     scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with only_one_process(scratch / "lock"):
         yield

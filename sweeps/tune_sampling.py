@@ -1,7 +1,7 @@
 """Finds the best sampling settings of a trained student and stores them with it: `ayf tune-sampling MODEL`.
 
 What was measured is remembered in `runs/tune_sampling/`: an interrupted search goes on, a wider one measures only what
-is new. The story is told to MLflow as a sweep, with a child run a number of steps.
+is new. MLflow has it as a sweep, with a child run a number of steps.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from pipelines.stages.evaluate import Memory
 from pipelines.stages.sampling import local_model
 from pipelines.tracking.registry import keep_beside_model
 from pipelines.tracking.runs import StageRun, open_run
-from pipelines.tracking.tags import KEY_TAG
+from pipelines.tracking.tags import KEY_TAG, UPSTREAM_TAG
 from sweeps.sampling_search import Candidate, SamplingSearch, Verdict, tuned
 
 NAME = "sampling"
@@ -108,29 +108,29 @@ def tune(
     with only_writer(place, f"tune-sampling {model}"):
         bench = Bench(task.config, task.root / FEATURES, torch_device(task.runtime))
         memory = _memory(place / "measured.json")
-        story = Story(task, key, place)
+        recorder = SearchRecorder(task, key, place)
         status = "FAILED"
         try:
             verdicts: list[Verdict] = []
             others: dict[int, Others] = {}
             for steps in search.steps:
-                story.begin(steps)
+                recorder.begin(steps)
                 watch = _Watch(console, steps, task)
                 measures = partial(_measured, task, bench, memory, steps)
                 measure = partial(_one, measures, task.metric)
                 verdict = tuned(measure, steps, search, _scales(task), task.mode, watch.tried)
                 others[steps] = _others(measures, verdict, task.metric)
                 _store(task, verdict)
-                story.tell(verdict)
+                recorder.log(verdict)
                 verdicts.append(verdict)
-            story.tell_all(verdicts)
+            recorder.log_all(verdicts)
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             console.print("interrupted: give the command again and it goes on from here")
             raise
         finally:
-            story.end(status)
+            recorder.end(status)
     _show(console, verdicts, others, task.metric)
     return verdicts
 
@@ -289,7 +289,7 @@ class _Watch:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-class Story:
+class SearchRecorder:
     """The runs of a search in MLflow, a parent and a child a number of steps; a repeated search finds its own again."""
 
     def __init__(self, task: Task, key: str, place: Path) -> None:
@@ -305,7 +305,7 @@ class Story:
         self.run = self._open(f"tune sampling {task.model}", self._place, tags, {"model": task.model})
         maker = self.run.maker_of(task.model, fingerprint(task.folder))
         if maker:
-            self.run.set_tags({f"ayf.upstream.{task.model}": maker})
+            self.run.set_tags({f"{UPSTREAM_TAG}{task.model}": maker})
         self.run.log_text("sweep.yaml", yaml.safe_dump(dataclasses.asdict(task.search), sort_keys=False))
         self.run.log_text(PARAMS_FILE, (task.root / PARAMS_FILE).read_text())
 
@@ -313,7 +313,7 @@ class Story:
         """Open the run of a number of steps."""
         self._child = self._open_child(steps, step_words(steps), "running", {})
 
-    def tell(self, verdict: Verdict) -> None:
+    def log(self, verdict: Verdict) -> None:
         """The run of a number of steps: the settings used, the metric of each candidate, and what was confirmed."""
         used = verdict.best if verdict.confirmed else verdict.untuned
         name = f"{step_words(verdict.steps)}: {used.settings}"
@@ -327,7 +327,7 @@ class Story:
         child.finish()
         self._child = None
 
-    def tell_all(self, verdicts: Sequence[Verdict]) -> None:
+    def log_all(self, verdicts: Sequence[Verdict]) -> None:
         """What all led to, and the table of all candidates."""
         for verdict in verdicts:
             used = verdict.best if verdict.confirmed else verdict.untuned

@@ -1,4 +1,4 @@
-"""What every test starts from: one torch thread, nobody's own settings, no MLflow store but its own."""
+"""What every test starts from: one torch thread, nobody's own settings, no MLflow store but its own; its tier."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ import pytest
 import torch
 
 from pipelines.execution.own_ray import prepare_environment
+from tests import scheduling
+from tests.made_once import made_once
 
 # Ray reads its settings when it is imported, and some tests import it before a stage or a sweep would set them.
 prepare_environment()
@@ -40,8 +42,21 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+SLOW = ("browser", "postgres", "ray", "slurm")
+"""Whatever needs one of these starts programs that take seconds to come up."""
+SLOW_SECONDS = 600
+"""Limit of a slow test that names none of its own; pyproject.toml has that of the others."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` decides
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what this machine cannot run."""
+    """Mark the slow ones as slow, the longest first; skip, with the reason, what this machine cannot run."""
+    items.sort(key=lambda item: scheduling.turn(item.nodeid))
+    for item in items:
+        if any(item.get_closest_marker(marker) for marker in SLOW):
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
     lacking = {
         "gpu": None if torch.cuda.is_available() else "no CUDA device here",
         "slurm": None if shutil.which("sbatch") else "no Slurm here (sbatch not found)",
@@ -53,6 +68,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in lacking.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(optionalhook=True)  # unknown without pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Several processes share the tests out as tests/scheduling.py says, unless another way was asked for."""
+    return scheduling.units_longest_first(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +105,19 @@ def generator() -> torch.Generator:
 def repository() -> Path:
     """The root of the repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def smoke_chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every stage of the smallest preset ran, in one process. To read or to copy."""
+    from tests.chain import make_smoke_chain
+
+    return made_once(tmp_path_factory, "smoke-chain", make_smoke_chain)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project of DVC's whose stages before the teacher are made, by `dvc repro`. To copy."""
+    from tests.reliability.lab import Lab
+
+    return made_once(tmp_path_factory, "prepared", Lab.prepare)

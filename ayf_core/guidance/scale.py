@@ -64,7 +64,7 @@ class GuidanceRange:
             return None
         numbers = isinstance(limits, list | tuple) and all(type(limit) in (int, float) for limit in limits)
         if not numbers or len(limits) != 2 or not limits[0] <= limits[1]:
-            raise AyfError(f"guidance_range {limits!r} of the model is not [least, largest]: train the model again")
+            raise AyfError(f"its guidance_range {limits!r} is not [least, largest]: train the model again")
         return cls(float(limits[0]), float(limits[1]))
 
 

@@ -96,6 +96,7 @@ def load_network(folder: str | Path, device: torch.device | str = "cpu") -> tupl
             network = build_network(NetworkSpec.from_dict(card["network"]))
         network.load_state_dict(safetensors.torch.load(payload))
     except (
+        AyfError,
         SafetensorError,
         LookupError,
         RuntimeError,

@@ -93,8 +93,11 @@ class Generator:
         codec = load_codec(folder / "codec")
         if isinstance(codec, nn.Module):
             codec.to(device)
-        limits = GuidanceRange.from_list(card.get("guidance_range"))
-        sampler = sampler_of(card["role"], network.to(device), limits)
+        try:
+            limits = GuidanceRange.from_list(card.get("guidance_range"))
+            sampler = sampler_of(card.get("role", ""), network.to(device), limits)
+        except AyfError as error:
+            raise AyfError(f"'{folder}' cannot be sampled: {error}") from None
         return cls(sampler, codec, space, card, folder if found is None else None, found)
 
     def guided_by(self, field: VelocityField) -> "Generator":

@@ -202,7 +202,7 @@ def sampler_of(role: str, network: MeanVelocityNetwork, guidance: GuidanceRange 
         AyfError: no such role.
     """
     if role not in SAMPLERS:
-        raise AyfError(f"a model of role {role!r} cannot be sampled: it must be one of {', '.join(SAMPLERS)}")
+        raise AyfError(f"its role is {role!r}, which must be {' or '.join(SAMPLERS)}: train the model again")
     return SAMPLERS[role](network, guidance)
 
 

@@ -6,9 +6,7 @@ Each check is a function that returns one :class:`Check`; a check that itself fa
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,7 +16,10 @@ from pathlib import Path
 from rich.markup import escape
 
 from ayf_core.errors import AyfError
-from pipelines.machine import next_free_port, port_is_free
+from ayf_core.files import first_line
+from pipelines.git import git
+from pipelines.machine import core_count, next_free_port, port_is_free
+from pipelines.paths import require_path_for_ray, require_path_for_slurm
 from pipelines.settings.experiment import read_config
 from pipelines.settings.params_file import named_preset
 from pipelines.settings.places import project_root
@@ -76,7 +77,7 @@ def examine(start: Path | None = None) -> list[Check]:
         ("memory", memory),
         ("disk", lambda: disk(root)),
         ("ray", lambda: ray_installed(runtime)),
-        ("slurm", lambda: slurm_there(runtime)),
+        ("slurm", lambda: slurm_there(root, runtime)),
         ("git", lambda: git_state(root)),
         ("dvc", lambda: dvc_state(root)),
         ("params.yaml", lambda: params_state(root)),
@@ -96,7 +97,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
     except AyfError as error:
         return Check(name, "missing", *_split(str(error)))
     except Exception as error:  # a doctor that dies of what it looks for tells nothing
-        return Check(name, "missing", f"{type(error).__name__}: {error}".splitlines()[0], "see the message")
+        return Check(name, "missing", f"{type(error).__name__}: {first_line(error)}", "see the message")
 
 
 def _split(line: str) -> tuple[str, str]:
@@ -156,7 +157,7 @@ def devices(runtime: RuntimeConfig) -> Check:
 
 
 def cores(runtime: RuntimeConfig) -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = core_count()
     wanted = runtime.workers * (runtime.threads_per_worker or 1)
     if wanted > usable:
         return Check("cores", "note", f"{usable}, while the runtime asks for {wanted}", "expect slow training")
@@ -186,15 +187,18 @@ def ray_installed(runtime: RuntimeConfig) -> Check:
     if version is None:
         state = "missing" if runtime.mode == "ray" else "note"
         return Check("ray", state, "not installed", "pip install 'ray[default,train,tune]'")
+    if runtime.mode == "ray":
+        require_path_for_ray()
     return Check("ray", "ok", version)
 
 
-def slurm_there(runtime: RuntimeConfig) -> Check:
+def slurm_there(root: Path, runtime: RuntimeConfig) -> Check:
     """The partitions with their nodes; without a Slurm only a runtime that needs one lacks something."""
     wanted = runtime.mode == "slurm"
     try:
         nodes = slurm.nodes()
         if wanted:
+            require_path_for_slurm(root)
             slurm.check(runtime)
     except AyfError as error:
         return Check("slurm", *("missing", *_split(str(error))) if wanted else ("note", "none here"))
@@ -205,17 +209,12 @@ def slurm_there(runtime: RuntimeConfig) -> Check:
 def git_state(root: Path) -> Check:
     if shutil.which("git") is None:
         return Check("git", "missing", "no git command", "install git")
-    head = _git(root, "rev-parse", "--short", "HEAD")
+    head = git(root, "rev-parse", "--short", "HEAD")
     if head is None:
         return Check("git", "missing", "no commit here", "git init, then commit: runs are tagged with it")
-    changed = len((_git(root, "status", "--porcelain") or "").splitlines())
+    changed = len((git(root, "status", "--porcelain") or "").splitlines())
     state = f"{changed} changed or new paths" if changed else "clean"
     return Check("git", "ok", f"commit {head}, {state}")
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def dvc_state(root: Path) -> Check:

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from pipelines.commands import jobs, machine, params, sample, servers, sweep
+from pipelines.commands import code, jobs, machine, params, sample, servers, sweep
+from pipelines.environment import INTERRUPTED
 
 
 class _OneLineErrors(click.Group):
@@ -18,6 +19,9 @@ class _OneLineErrors(click.Group):
 
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted", err=True)
+            ctx.exit(INTERRUPTED)
         except AyfError as error:
             if os.environ.get("AYF_DEBUG", "") not in ("", "0"):
                 raise
@@ -39,6 +43,7 @@ def main() -> None:
       ayf params use preset=digits                   choose a starting point
       ayf params set distill.emd.training.steps=500  change a setting
       dvc repro                                      build what changed
+      ayf code status                                what a change of code rebuilds
       ayf ui                                         look at the runs
       ayf dashboard                                  look at figures over them
       ayf sample MODEL --steps 4 --labels 3,7        look at pictures
@@ -54,6 +59,7 @@ def main() -> None:
 
 for command in (
     params.params,
+    code.code,
     machine.doctor,
     servers.ui,
     servers.serve,

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from pipelines.settings.experiment import Config
     from pipelines.settings.params_file import Change
 
+FEWEST_STEPS = 100
+"""A teacher trained for fewer is not past its warm-up in any preset that learns."""
+
 
 @click.group()
 def params() -> None:
@@ -113,13 +116,25 @@ def replace_params(root: Path, config: Config, preset: str, *, in_place: bool = 
     """Write params.yaml, anew or in place, and print what changed in it."""
     from ayf_core.errors import AyfError
     from pipelines.settings.experiment import read_config
-    from pipelines.settings.params_file import differences, update, write
+    from pipelines.settings.params_file import update, write
 
     try:
         before, _ = read_config(root)
     except AyfError:
         before = None
     (update if in_place else write)(root, config, preset)
+    _say_changes(before, config, preset)
+    steps = config.teacher.training.steps
+    if steps < FEWEST_STEPS:
+        click.echo(
+            f"note: the teacher trains {steps} steps, too few to learn anything: a run that tries every stage; its "
+            "pictures are noise and its figures compare nothing"
+        )
+
+
+def _say_changes(before: Config | None, config: Config, preset: str) -> None:
+    from pipelines.settings.params_file import differences
+
     if before is None:
         click.echo(f"params.yaml written from preset {preset} (there was no readable one before)")
         return

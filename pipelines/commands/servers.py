@@ -20,7 +20,7 @@ def ui(port: int, host: str) -> None:
     from pipelines.settings.places import project_root
     from pipelines.settings.runtime import load_runtime
     from pipelines.tracking.saved_views import links
-    from pipelines.tracking.ui import become, server_command, store_to_serve, warn_if_reachable
+    from pipelines.tracking.ui import replace_process, server_command, store_to_serve, warn_if_reachable
 
     root = project_root()
     require_free_port(host, port)
@@ -31,7 +31,7 @@ def ui(port: int, host: str) -> None:
     click.echo(f"MLflow on {address} in a few seconds; Ctrl-C stops it")
     for words, page in links(store, address):
         click.echo(f"  {words}: {page}")
-    become(*server_command(store, host, port))
+    replace_process(*server_command(store, host, port))
 
 
 @click.command(short_help="An MLflow server for a team, on PostgreSQL.")
@@ -52,7 +52,7 @@ def serve(
     from pipelines.machine import require_free_port
     from pipelines.settings.places import project_root
     from pipelines.tracking import server
-    from pipelines.tracking.ui import become, warn_if_reachable
+    from pipelines.tracking.ui import replace_process, warn_if_reachable
 
     address = server.database_address(database)
     place = server.artefact_place(project_root(), artefacts)
@@ -61,7 +61,7 @@ def serve(
     server.migrate(address)
     click.echo(f"MLflow over {server.shown(address)}, artefacts in {place}, in a few seconds; Ctrl-C stops it")
     click.echo(f"To send runs there: tracking_uri: http://{host}:{port} in a file of conf/runtime")
-    become(*server.command(address, place, host, port, workers, names))
+    replace_process(*server.command(address, place, host, port, workers, names))
 
 
 @click.command(short_help="Figures over the project's runs, served or as one file.")

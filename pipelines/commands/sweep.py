@@ -39,12 +39,12 @@ def sweep(name: str, resume: bool, anew: bool) -> None:
     """
     from importlib import import_module
 
-    from pipelines.execution.attempt import told_to_job
+    from pipelines.execution.attempt import reported_to_job
     from pipelines.settings.places import project_root
     from pipelines.settings.runtime import load_runtime
 
     root = project_root()
-    with told_to_job():
+    with reported_to_job():
         # By name: `sweeps` builds on `pipelines`, not the other way round.
         import_module("sweeps.runner").run_named(root, name, load_runtime(root), resume=resume, anew=anew)
 

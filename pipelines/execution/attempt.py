@@ -27,11 +27,11 @@ ATTEMPT = "AYF_ATTEMPT"
 """Environment variable of the driver: the folder of its attempt."""
 
 _POLL_SECONDS = 0.2
-_BEAT_SECONDS = 5.0
+_HEARTBEAT_SECONDS = 5.0
 _BLIND_SECONDS = 30.0
 
 
-class Pulse:
+class Heartbeat:
     """Whether a file is still being touched, by this machine's own clock."""
 
     def __init__(self, path: Path) -> None:
@@ -96,9 +96,9 @@ class Attempt:
             AyfError: fewer have come in time. A task that started but whose note is not here writes to another
                 folder.
         """
-        patience = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while len(found := self.hosts()) < count:
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 if len(found) >= (fewest or count):
                     break
                 missing = sorted(set(range(count)) - set(found))
@@ -110,20 +110,20 @@ class Attempt:
             time.sleep(_POLL_SECONDS)
         return found
 
-    def beat(self) -> None:
+    def start_heartbeat(self) -> None:
         """Keep touching a file, from a thread that dies with this process."""
 
         def touch() -> None:
             while self.over() is None:
                 with suppress(OSError):
-                    (self.folder / "beat").touch()
-                time.sleep(_BEAT_SECONDS)
+                    (self.folder / "heartbeat").touch()
+                time.sleep(_HEARTBEAT_SECONDS)
 
-        threading.Thread(target=touch, daemon=True, name="beat").start()
+        threading.Thread(target=touch, daemon=True, name="heartbeat").start()
 
-    def pulse(self) -> Pulse:
+    def heartbeat(self) -> Heartbeat:
         """For a task that waits for task 0: tells whether it still lives."""
-        return Pulse(self.folder / "beat")
+        return Heartbeat(self.folder / "heartbeat")
 
     def make_token(self) -> None:
         """Write a fresh secret that only this user can read."""
@@ -153,8 +153,8 @@ class Attempt:
 
     def await_stage(self, seconds: float) -> None:
         """Wait until no stage runs any more, at most so long."""
-        patience = time.monotonic() + seconds
-        while self.has_unfinished_stage() and time.monotonic() < patience:
+        deadline = time.monotonic() + seconds
+        while self.has_unfinished_stage() and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
     def end(self, what_then: str) -> None:
@@ -170,7 +170,7 @@ class Attempt:
 
 
 @contextmanager
-def told_to_job() -> Iterator[None]:
+def reported_to_job() -> Iterator[None]:
     """Around what a driver runs: inside a job, it learns whether this was killed, failed, or came to its end."""
     place = os.environ.get(ATTEMPT)
     if place is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line
 from pipelines.execution.progress import TrainingProgress
-from pipelines.tracking.retry import Patience, may_pass
+from pipelines.tracking.retry import Retry, may_pass
 
 OnLog = Callable[[list[dict]], None]
 
@@ -23,14 +23,14 @@ class Follower:
     """Follows a metrics file: one thread shows new records, another hands them to `on_log`, so that a store which is
     slow or away stops neither the training nor what is seen of it.
 
-    Records that `on_log` did not take are kept and offered again; at the end it is waited for, as `patience` says.
+    Records that `on_log` did not take are kept and offered again; at the end that is repeated, as `retry` says.
     """
 
-    def __init__(self, path: Path, on_log: OnLog, progress: TrainingProgress, patience: Patience) -> None:
+    def __init__(self, path: Path, on_log: OnLog, progress: TrainingProgress, retry: Retry) -> None:
         self._path = path
         self._on_log = on_log
         self._progress = progress
-        self._patience = patience
+        self._retry = retry
         self._inode: int | None = None
         self._read = 0
         self._backlog: list[dict] = []
@@ -57,7 +57,7 @@ class Follower:
         """Hand over the rest, and wait where it is not taken. Raises AyfError if it was not."""
         self._close()
         try:
-            self._patience.until_taken(self._offer)
+            self._retry.call(self._offer)
         except AyfError as error:
             raise AyfError(f"training finished, but not all its metrics are logged: {error}") from error
         except Exception as error:

@@ -14,11 +14,15 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import shlex
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 from ayf_core.errors import AyfError
+from dashboards.network import reach_local_servers_directly
+from pipelines.paths import require_path_for_ray
 
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,8 +43,19 @@ starve. A report waits for the next health check: 2 s unless set."""
 
 def prepare_environment() -> None:
     """Set what Ray reads when it is imported, unless it is set already."""
+    reach_local_servers_directly()
     for variable, value in RAY_SETTINGS.items():
         os.environ.setdefault(variable, value)
+
+
+def interpreter_of_workers() -> dict[str, str]:
+    """The part of a runtime environment that names the workers' Python, where its path needs quotes.
+
+    Ray hands the path to a shell as it is: a space or a bracket in it, as in a project's folder, ends every worker
+    before it has begun.
+    """
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 _TOKEN = secrets.token_hex(32)
@@ -52,9 +67,13 @@ class OwnRay:
 
     Its files lie in a folder of its own, so other people's Ray on the same machine and left-overs of killed
     ones do not matter; nor does RAY_ADDRESS.
+
+    Raises:
+        AyfError: this Python lies where Ray cannot start it.
     """
 
     def __init__(self, cpus: int) -> None:
+        require_path_for_ray()
         self._cpus = cpus
         # Unix socket paths are limited to 107 bytes: TMPDIR may be too long, /tmp is not.
         base = "/tmp" if os.access("/tmp", os.W_OK) else None
@@ -72,7 +91,7 @@ class OwnRay:
         try:
             try:
                 self._start()
-            except Exception:  # beside other work Ray may have lost patience with a process of its own
+            except Exception:  # beside other work Ray may have timed out on a process of its own
                 ray.shutdown()
                 self._start()
         except BaseException:
@@ -91,6 +110,7 @@ class OwnRay:
             logging_level=logging.ERROR,
             object_store_memory=100 * 2**20,  # nothing but a few small dicts passes through it
             _temp_dir=str(self._folder),
+            runtime_env=interpreter_of_workers(),
         )
 
     @staticmethod

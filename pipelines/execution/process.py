@@ -1,4 +1,4 @@
-"""The process of a stage, `python -m pipelines STAGE`: its signals, its parent, its exit status."""
+"""The process of a stage, `python3 -m pipelines STAGE`: its signals, its parent, its exit status."""
 
 from __future__ import annotations
 
@@ -11,39 +11,57 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ayf_core.errors import AyfError, Preempted
-from pipelines.execution.attempt import told_to_job
+from pipelines.environment import INTERRUPTED
+from pipelines.execution.attempt import reported_to_job
 from pipelines.execution.run import run_stage
 from pipelines.execution.stopping import STOPPED, heed_stop_file, on_sigterm
 from pipelines.project import dvc_lock
 
-INTERRUPTED = 130
-
 
 def main(arguments: list[str]) -> int:
-    """`python -m pipelines STAGE`: run a stage of the project around the working directory."""
+    """`python3 -m pipelines STAGE`: run a stage of the project around the working directory."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
-        print("usage: python -m pipelines STAGE     (a stage of dvc.yaml, such as distill@emd)", file=sys.stderr)
+        print("usage: python3 -m pipelines STAGE     (a stage of dvc.yaml, such as distill@emd)", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, on_sigterm)
+    ctrl_c = _CtrlC()
     heed_stop_file()
     try:
         root = _project_root(Path.cwd())
         _end_with_parent(root)
-        with told_to_job():
+        with reported_to_job():
             run_stage(root, arguments[0])
     except Preempted as stop:
         print(f"{arguments[0]}: {stop}", file=sys.stderr)
         return STOPPED
     except AyfError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
+        if not ctrl_c.came:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    except BaseException:
+        if not ctrl_c.came:
+            raise
+    if ctrl_c.came:
         print(f"interrupted: run {arguments[0]} again and it goes on from its last checkpoint", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+class _CtrlC:
+    """Raises KeyboardInterrupt at Ctrl-C, and knows it: packages that are being imported turn it into other errors."""
+
+    def __init__(self) -> None:
+        self.came = False
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a job in the background
+            signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 def _project_root(start: Path) -> Path:

@@ -23,6 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pipelines.durations import duration
+
 _RATE_WINDOW = 50
 """Records the shown rate is averaged over: steady, yet it follows a machine that becomes busy."""
 
@@ -122,13 +124,13 @@ class TrainingProgress:
         rate = self._rate()
         if not rate or self._last is None:
             return ""
-        return f", {_duration((self._last['total'] - self._last['step']) / rate)} left"
+        return f", {duration((self._last['total'] - self._last['step']) / rate)} left"
 
     def _summarise(self) -> None:
         assert self._last is not None
         assert self._first is not None
         figures = self._figures()
-        took = _duration(self._last["time"] - self._first["time"])
+        took = duration(self._last["time"] - self._first["time"])
         self._say(f"{self._last['step']:,} steps in {took}{', ' + figures if figures else ''}")
 
     def _tell(self, **event: object) -> None:
@@ -148,11 +150,3 @@ def _loss(metrics: Mapping[str, float]) -> float | None:
         if name == "loss" or name.startswith("loss/"):
             return metrics.get("loss", value)
     return None
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

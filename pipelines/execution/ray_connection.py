@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ayf_core.errors import AyfError
+from ayf_core.files import first_line
 from pipelines.execution.attempt import ATTEMPT
-from pipelines.execution.own_ray import OwnRay, prepare_environment
+from pipelines.execution.own_ray import OwnRay, interpreter_of_workers, prepare_environment
 
 if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
@@ -96,6 +97,8 @@ class ExistingRay:
         import ray
 
         failed: list[BaseException] = []
+        # The nodes of a job run this very Python; those of other clusters have theirs.
+        interpreter = interpreter_of_workers() if ATTEMPT in os.environ else {}
 
         def connect() -> None:
             try:
@@ -103,7 +106,7 @@ class ExistingRay:
                     address=self._address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env={"env_vars": forwarded()},
+                    runtime_env={"env_vars": forwarded(), **interpreter},
                 )
             except BaseException as error:
                 failed.append(error)
@@ -131,7 +134,7 @@ def _reason(error: BaseException, said: str) -> str:
         path = os.environ.get("RAY_AUTH_TOKEN_PATH")
         place = f"{path} (RAY_AUTH_TOKEN_PATH)" if path else "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
         return f"its token is another than the one in {place}; copy the cluster's"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 @contextmanager
@@ -164,11 +167,11 @@ def require_room(runtime: RuntimeConfig, cpus_per_worker: int, gpus: bool) -> No
         need["GPU"] = 1
     fewest = (runtime.min_workers or runtime.workers) + runtime.teacher_workers
     # In a job, a node whose Ray has died gets another.
-    patience = time.monotonic() + (REJOIN_SECONDS if ATTEMPT in os.environ else 0.0)
+    deadline = time.monotonic() + (REJOIN_SECONDS if ATTEMPT in os.environ else 0.0)
     while True:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         fit = sum(min(int(node.get(kind, 0) // amount) for kind, amount in need.items()) for node in nodes)
-        if fit >= fewest or time.monotonic() >= patience:
+        if fit >= fewest or time.monotonic() >= deadline:
             break
         time.sleep(0.5)
     if fit < fewest:
@@ -232,8 +235,8 @@ def require_shared(folder: Path) -> None:
 
 
 def _sees(note: Path, text: str) -> bool:
-    patience = time.monotonic() + 15.0  # network file systems may show a new file late
-    while time.monotonic() < patience:
+    deadline = time.monotonic() + 15.0  # network file systems may show a new file late
+    while time.monotonic() < deadline:
         try:
             if note.read_text() == text:
                 return True

@@ -9,9 +9,9 @@ Ray Train's local mode (`inline`) starts no process at all. `benchmarks/ray_over
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
-import os
 import shutil
 import threading
 import traceback
@@ -23,20 +23,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ayf_core.errors import AyfError
+from ayf_core.files import first_line
 from ayf_core.training.checkpoint_folder import CHECKPOINTS_KEPT
-from ayf_core.training.context import LocalContext, TrainingContext
+from ayf_core.training.context import LocalContext
 from pipelines.execution.follower import Follower, OnLog
 from pipelines.execution.own_ray import prepare_environment
 from pipelines.execution.progress import TrainingProgress
 from pipelines.execution.ray_connection import cluster_cpus, cluster_gpus, ray_for, require_room, require_shared
 from pipelines.execution.stopping import handler_kept, has_stopped, stoppable
-from pipelines.execution.workers import FAILURE, guarded, light_trainer, result_or_error, train_on_worker
-from pipelines.tracking.retry import patience_for
+from pipelines.execution.worker_start import WorkerStart
+from pipelines.execution.workers import (
+    FAILURE,
+    WORKERS_NOTE,
+    TrainFunction,
+    TrainingJob,
+    guarded,
+    light_trainer,
+    result_or_error,
+    train_on_worker,
+)
+from pipelines.machine import core_count
+from pipelines.tracking.retry import retry_for
 
 if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
-
-TrainFunction = Callable[[dict, TrainingContext], dict]
 
 FAILURES_FORGIVEN = 3
 """A worker that dies is replaced and goes on from the last checkpoint, this many times a run."""
@@ -76,10 +86,16 @@ def run_training(
     with (
         stoppable(folder) as stop_file,
         TrainingProgress(name) as progress,
-        Follower(folder / "metrics.jsonl", on_log, progress, patience_for(runtime)) as follower,
+        Follower(folder / "metrics.jsonl", on_log, progress, retry_for(runtime)) as follower,
     ):
-        job = {"train": train, "config": config, "folder": str(folder), "stop_file": str(stop_file)}
-        job["keep"] = None if keep_all else CHECKPOINTS_KEPT
+        job = TrainingJob(
+            train=train,
+            config=config,
+            folder=folder,
+            stop_file=stop_file,
+            keep=None if keep_all else CHECKPOINTS_KEPT,
+            threads=worker_threads(runtime),
+        )
         result = run(job, runtime, progress)
         follower.finish()
     return result
@@ -88,19 +104,18 @@ def run_training(
 # -------------------------------------------------------------------------------------------- in this process
 
 
-def _run_inline(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -> dict:
+def _run_inline(job: TrainingJob, runtime: RuntimeConfig, progress: TrainingProgress) -> dict:
     """Ray Train's local mode: the same trainer without workers; no process is started."""
     prepare_environment()
     import ray.train
     from ray.train.torch import TorchTrainer
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it announces the local mode
-    job |= {"threads": worker_threads(runtime), "device": "cuda" if uses_gpu(runtime) else "cpu"}
     trainer = TorchTrainer(
         _train_inline,  # type: ignore[arg-type]  # Ray's annotation lags behind: the value is returned
-        train_loop_config=job,
+        train_loop_config={"job": job, "device": "cuda" if uses_gpu(runtime) else "cpu"},
         scaling_config=ray.train.ScalingConfig(num_workers=0),
-        run_config=ray.train.RunConfig(name="inline", storage_path=job["folder"]),
+        run_config=ray.train.RunConfig(name="inline", storage_path=str(job.folder)),
     )
     threads = torch.get_num_threads()
     try:
@@ -110,13 +125,14 @@ def _run_inline(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -
     return result_or_error(outcome)
 
 
-def _train_inline(job: dict) -> dict:
-    torch.set_num_threads(job["threads"])
+def _train_inline(given: dict[str, Any]) -> dict:
+    job: TrainingJob = given["job"]
+    torch.set_num_threads(job.threads)
     context = LocalContext(
-        job["folder"],
-        device=job["device"],
-        keep=job["keep"],
-        stop_files=[Path(job["stop_file"])],
+        job.folder,
+        device=given["device"],
+        keep=job.keep,
+        stop_files=[job.stop_file],
         tell=lambda line: None,  # shown by whoever follows the metrics file
     )
     return guarded(job, context)
@@ -125,26 +141,26 @@ def _train_inline(job: dict) -> dict:
 # ------------------------------------------------------------------------------------------- on Ray's workers
 
 
-def _run_on_ray(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -> dict:
+def _run_on_ray(job: TrainingJob, runtime: RuntimeConfig, progress: TrainingProgress) -> dict:
     progress.note("starting Ray" if runtime.address is None else "connecting to Ray")
-    folder = Path(job["folder"])
+    folder = job.folder
     here = runtime.address is None
     gpu = here and uses_gpu(runtime)
+    (folder / WORKERS_NOTE).unlink(missing_ok=True)  # of an attempt whose Ray is gone
     put_back_handler = handler_kept()
     with ray_for(runtime, (runtime.workers + runtime.teacher_workers) * worker_threads(runtime)) as own:
         put_back_handler()
         gpu = gpu or (not here and _cluster_gives_gpus(runtime))
-        threads = worker_threads(runtime) if here else cluster_threads(runtime)
+        threads = job.threads if here else cluster_threads(runtime)
         if not here:
             require_room(runtime, threads, gpu)
             require_shared(folder)
-        job["threads"] = threads
         progress.note("starting the workers")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
         trainer = light_trainer()(
             train_on_worker,
-            train_loop_config=job,
+            train_loop_config={"job": dataclasses.replace(job, threads=threads)},
             scaling_config=ScalingConfig(
                 num_workers=_number_of_workers(runtime),  # type: ignore[arg-type]  # Ray's annotation lags
                 use_gpu=gpu,
@@ -160,11 +176,16 @@ def _run_on_ray(job: dict, runtime: RuntimeConfig, progress: TrainingProgress) -
         # In a thread, because in the main thread Ray takes over Ctrl-C and may exit with success.
         fit = InThread(trainer.fit)
         try:
-            outcome = fit.result().return_value
+            watch = WorkerStart(
+                (folder / WORKERS_NOTE).exists, progress.remark, own.logs if own else None, folder / "ray_logs"
+            )
+            outcome = fit.result(meanwhile=watch).return_value
         except Exception as error:
             if own is not None:
                 with suppress(OSError):  # the disk may be full; the logs are being written
                     shutil.copytree(own.logs, folder / "ray_logs", dirs_exist_ok=True)
+            if isinstance(error, AyfError):
+                raise
             raise _explain(error, folder, folder / "ray_logs") from error
         finally:
             has_stopped()
@@ -179,18 +200,16 @@ def _explain(error: Exception, folder: Path, logs: Path) -> AyfError:
     path.write_text("".join(traceback.format_exception(error)))
     causes = getattr(error, "worker_failures", None) or {0: error}
     cause = next(iter(causes.values()))
-    first_line = (str(cause).strip() or "no message").splitlines()[0]
     what = f"the workers failed time and again, last with {type(cause).__name__}"
     places = f"{path} and {logs}" if logs.exists() else str(path)
-    return AyfError(f"{what}: {first_line}; more in {places}")
+    return AyfError(f"{what}: {first_line(cause)}; more in {places}")
 
 
 def worker_threads(runtime: RuntimeConfig) -> int:
     """Threads of each worker: as set, or this machine's cores (those this process may use) shared out."""
     if runtime.threads_per_worker is not None:
         return runtime.threads_per_worker
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // (runtime.workers + runtime.teacher_workers))
+    return max(1, core_count() // (runtime.workers + runtime.teacher_workers))
 
 
 def cluster_threads(runtime: RuntimeConfig) -> int:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ayf_core.errors import AyfError, Preempted
 from ayf_core.files import found_below, write_whole
+from pipelines.execution.code_changes import note_code
 from pipelines.execution.locks import only_writer
 from pipelines.execution.stage import Stage
 from pipelines.project import dvc_lock
+from pipelines.project.code import check_code
 from pipelines.project.declarations import check_deps, fingerprint, read_declarations
 from pipelines.tracking.notes import stage_name, stage_note
 
@@ -59,12 +61,14 @@ def run_stage(
     if name not in declared:
         raise AyfError(f"dvc.yaml has no stage {name}; it has {', '.join(declared)}")
     check_deps(root, declared[name], declared)
+    check_code(root, declared[name])
     body = body or body_of(declared[name].base)
     with only_writer(root / "runs" / name, name):
         stage = Stage(root, declared[name], runtime)
         if _asked_again(stage):
             _remove(stage.scratch)
         stage.scratch.mkdir(parents=True, exist_ok=True)
+        note_code(stage)
         stage.run = _open(stage)
         status = "FAILED"
         try:
@@ -96,7 +100,7 @@ def body_of(base: str) -> Body:
 
 def _open(stage: Stage) -> StageRun:
     from pipelines.tracking.runs import open_run
-    from pipelines.tracking.tags import KEY_TAG
+    from pipelines.tracking.tags import KEY_TAG, UPSTREAM_TAG
 
     # In a temporary copy of the project (dvc exp run --temp), DVC_ROOT names the lasting one.
     store = Path(os.environ.get("DVC_ROOT") or stage.root)
@@ -111,7 +115,7 @@ def _open(stage: Stage) -> StageRun:
         runtime=stage.runtime,
     )
     upstream = {dep: run.maker_of(dep, digest) for dep, digest in stage.fingerprints.items()}
-    tags = {f"ayf.upstream.{dep}": run_id for dep, run_id in upstream.items() if run_id}
+    tags = {f"{UPSTREAM_TAG}{dep}": run_id for dep, run_id in upstream.items() if run_id}
     if tags:
         run.set_tags(tags)
     run.set_note(stage_note(stage.declaration, run))

@@ -21,6 +21,8 @@ from pipelines.project import dvc_lock
 from pipelines.project.declarations import Declaration, declared_params, fingerprint, read_params
 
 if TYPE_CHECKING:
+    import torch
+
     from pipelines.execution.ray_train import TrainFunction
     from pipelines.settings.runtime import RuntimeConfig
     from pipelines.tracking.runs import StageRun
@@ -140,9 +142,30 @@ class Stage:
         shutil.copytree(self.training_folder() / "final", place, copy_function=_link_or_copy)
         return place
 
+    def publish_dashboard(self, path: str) -> None:
+        """Draw the dashboard over the store as it is now. No output of the stage: it names runs and times."""
+        from dashboards.page import store_page, write
+
+        write(self.root / path, self.run.retry.call(lambda: store_page(self.run.uri)))
+        self.run.log_artifact(self.root / path)
+
     def training_folder(self, name: str | None = None) -> Path:
         """Where `train` keeps a training; the finished artefact is `training_folder() / "final"`."""
         return self.scratch / "training" / name if name else self.scratch / "training"
+
+    @property
+    def threads(self) -> int:
+        """Threads for a stage that computes in this process."""
+        from pipelines.execution.ray_train import worker_threads
+
+        return worker_threads(self.runtime)
+
+    @property
+    def device(self) -> torch.device:
+        """Where a stage computes that trains nothing."""
+        from pipelines.execution.ray_train import torch_device
+
+        return torch_device(self.runtime)
 
     def digest(self, path: str) -> str:
         """DVC's MD5 of an input from dvc.lock, or the start of its fingerprint where DVC has none."""

@@ -27,7 +27,7 @@ STOPPED = 75
 _SAME_REQUEST_SECONDS = 2.0
 """A cluster and a dying dvc both pass the signal on: within this time it is still the first."""
 
-PATIENCE_SECONDS = 15.0
+STOP_WITHIN_SECONDS = 15.0
 """A training that has not stopped by then is ended: whoever sent the signal soon sends SIGKILL."""
 
 
@@ -50,7 +50,7 @@ def on_sigterm(signum: int, frame: FrameType | None) -> None:
     except OSError:  # a full disk
         raise SystemExit(128 + signum) from None
     _Request.asked_at = now
-    _Request.end = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    _Request.end = threading.Timer(STOP_WITHIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
     _Request.end.daemon = True
     _Request.end.start()
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ayf_core.errors import AyfError, Preempted
-from ayf_core.files import write_whole
+from ayf_core.files import first_line, write_whole
 from ayf_core.training.context import LocalContext, TrainingContext
+
+TrainFunction = Callable[[dict, TrainingContext], dict]
 
 WORKERS_NOTE = "placement_group"
 FAILURE = "failure.json"
+UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 def ray_context(folder: Path, stop_file: Path, keep: int | None) -> LocalContext:
@@ -61,31 +67,52 @@ def release_workers(folder: Path) -> None:
         note.unlink()
 
 
-def train_on_worker(job: dict) -> dict:
-    torch.set_num_threads(job["threads"])
-    folder = Path(job["folder"])
-    if (folder / FAILURE).exists():  # Ray starts the workers again after a failure that will only repeat itself
-        return {"failure": json.loads((folder / FAILURE).read_text())}
-    return guarded(job, ray_context(folder, Path(job["stop_file"]), job["keep"]))
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """One training, as it travels to the workers.
+
+    Attributes:
+        train: called with `config` and a context; returns a small dict.
+        folder: of the run, at the same path for all workers.
+        stop_file: once it is there, training ends with a checkpoint.
+        keep: so many checkpoints; None keeps all.
+        threads: of each worker.
+    """
+
+    train: TrainFunction
+    config: dict[str, Any]
+    folder: Path
+    stop_file: Path
+    keep: int | None
+    threads: int
 
 
-def guarded(job: dict, context: TrainingContext) -> dict:
+def train_on_worker(given: dict[str, Any]) -> dict:
+    """What Ray Train calls with `{"job": TrainingJob}`."""
+    job: TrainingJob = given["job"]
+    torch.set_num_threads(job.threads)
+    if (job.folder / FAILURE).exists():  # Ray starts the workers again after a failure that will only repeat itself
+        return {"failure": json.loads((job.folder / FAILURE).read_text())}
+    return guarded(job, ray_context(job.folder, job.stop_file, job.keep))
+
+
+def guarded(job: TrainingJob, context: TrainingContext) -> dict:
     """Train; return an error that would repeat itself, leave any other to Ray: it replaces the workers."""
     try:
         try:
-            return {"result": job["train"](job["config"], context)}
+            return {"result": job.train(job.config, context)}
         finally:
             context.wait()
     except Preempted as stop:  # all workers alike
         return {"preempted": stop.step}
     except Exception as error:
-        failure = _note_failure(error, Path(job["folder"]), context)
+        failure = _note_failure(error, job.folder, context)
         # When another worker dies, this one sees a RuntimeError of torch.distributed: worth a new attempt.
         lost_a_peer = isinstance(error, RuntimeError | OSError) and not isinstance(error, AyfError)
         if context.world_size > 1 and lost_a_peer:
             raise
         with suppress(OSError):  # the disk may be full, and that the failure
-            write_whole(Path(job["folder"]) / FAILURE, json.dumps(failure))
+            write_whole(job.folder / FAILURE, json.dumps(failure))
         if context.world_size > 1:
             raise  # returning would leave the other workers waiting for this one
         return {"failure": failure}
@@ -96,8 +123,7 @@ def _note_failure(error: Exception, folder: Path, context: TrainingContext) -> d
         return {"message": str(error)}
     path = folder / f"traceback_rank{context.rank}.txt"
     path.write_text("".join(traceback.format_exception(error)))
-    first_line = (str(error).strip() or "no message").splitlines()[0]
-    what = f"training stopped with {type(error).__name__}: {first_line}"
+    what = f"training stopped with {type(error).__name__}: {first_line(error)}"
     return {"message": f"{what}; the full traceback is in {path}"}
 
 
@@ -119,8 +145,7 @@ def light_trainer() -> type:
 
     class LightTrainer(TorchTrainer):
         def _create_default_callbacks(self) -> list:
-            unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
             made = super()._create_default_callbacks()  # type: ignore[misc]
-            return [c for c in made if type(c).__name__ not in unused]
+            return [c for c in made if type(c).__name__ not in UNUSED_CALLBACKS]
 
     return LightTrainer

@@ -21,8 +21,12 @@ from pipelines.settings import tree
 from pipelines.settings.experiment import Config
 from pipelines.settings.words import unknown_key
 
-NOT_INPUTS = ("__pycache__", "sampling.json")
-"""What lies in inputs and is none: byte code, and the tuned sampling settings that stand beside a model's weights."""
+CODE_FOLDER = ".code"
+"""Where the stage `code` writes what each stage's code is: see `pipelines.project.code`."""
+
+NOT_INPUTS = ("__pycache__", "sampling.json", "README.md")
+"""What lies in inputs and is none, as .dvcignore has it: byte code, the tuned sampling settings that stand beside a
+model's weights, what tells people where to put their images."""
 
 
 NOT_DECLARED = ("plugins", "distill.objectives", "distill.without_teacher", "evaluation.models")
@@ -54,10 +58,10 @@ def read_declarations(root: Path) -> dict[str, Declaration]:
         raise AyfError(f"no dvc.yaml in {root}: run this in the project's folder") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise AyfError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    known = read_params(root)
+    known = {**read_params(root), **_variables(document.get("vars"), path)}
     declared = {}
     for base, body in (document.get("stages") or {}).items():
-        for item in _matrix_items(body.get("matrix")):
+        for item in _matrix_items(body.get("matrix"), known):
             values = {**known, "item": item}
             name = f"{base}@{'-'.join(str(value) for value in item.values())}" if item else base
             inside(root / "runs", name, path)
@@ -74,10 +78,31 @@ def read_declarations(root: Path) -> dict[str, Declaration]:
     return declared
 
 
-def _matrix_items(matrix: Mapping[str, list] | None) -> list[dict[str, Any]]:
+def _variables(entries: list | None, path: Path) -> dict[str, Any]:
+    """The values under `vars`, which stand beside those of params.yaml."""
+    values: dict[str, Any] = {}
+    for entry in entries or []:
+        if not isinstance(entry, Mapping):
+            raise AyfError(f"{path}: vars name the file {entry}; this project has values there only")
+        values |= entry
+    return values
+
+
+def _matrix_items(matrix: Mapping[str, Any] | None, known: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One item for each combination; an axis is a list, or the `${NAME}` of one. An empty list makes no stage."""
     if not matrix:
         return [{}]
-    return [dict(zip(matrix, values, strict=True)) for values in product(*matrix.values())]
+    axes = {name: _axis(name, values, known) for name, values in matrix.items()}
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def _axis(name: str, values: Any, known: Mapping[str, Any]) -> list[Any]:
+    if isinstance(values, str):
+        match = re.fullmatch(r"\$\{([^}]+)\}", values.strip())
+        values = _value(match[1], known) if match else values
+    if not isinstance(values, list):
+        raise AyfError(f"dvc.yaml: the matrix's {name} is {values!r}: make it a list")
+    return [_filled(item, known) if isinstance(item, str) else item for item in values]
 
 
 def _paths(entries: list | None, values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -98,16 +123,17 @@ def _param_keys(entries: list | None, values: Mapping[str, Any]) -> tuple[str, .
 def _filled(text: str, values: Mapping[str, Any]) -> str:
     """`text` with each `${a.b}` replaced, as DVC does: by the matrix's item, or by a setting of params.yaml."""
 
-    def value(match: re.Match[str]) -> str:
-        found: Any = values
-        for part in match[1].strip().split("."):
-            if not isinstance(found, Mapping) or part not in found:
-                known = "neither the matrix's ${item.NAME} nor a setting of params.yaml"
-                raise AyfError(f"dvc.yaml: ${{{match[1]}}} is {known}")
-            found = found[part]
-        return str(found)
+    return re.sub(r"\$\{([^}]+)\}", lambda match: str(_value(match[1], values)), text)
 
-    return re.sub(r"\$\{([^}]+)\}", value, text)
+
+def _value(name: str, values: Mapping[str, Any]) -> Any:
+    found: Any = values
+    for part in name.strip().split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            known = "neither the matrix's ${item.NAME} nor a setting of params.yaml"
+            raise AyfError(f"dvc.yaml: ${{{name}}} is {known}")
+        found = found[part]
+    return found
 
 
 def read_params(root: Path) -> dict[str, Any]:
@@ -184,14 +210,17 @@ def declared_params(document: Mapping[str, Any], declaration: Declaration) -> di
 
 def check_deps(root: Path, declaration: Declaration, declared: Mapping[str, Declaration]) -> None:
     """Raises AyfError naming the first thing the stage reads that is not there, and what makes it."""
-    for dep in declaration.deps:
+    for dep in sorted(
+        declaration.deps, key=lambda dep: dep.startswith(f"{CODE_FOLDER}/")
+    ):  # any `dvc repro` makes these
         if (root / dep).exists():
             continue
-        maker = next((d.name for d in declared.values() if any(_overlap(dep, out) for out in d.outputs)), None)
+        maker = next((d.name for d in declared.values() if any(overlap(dep, out) for out in d.outputs)), None)
         remedy = f"run `dvc repro {maker}`, which makes it" if maker else "no stage makes it: restore it (git)"
         raise AyfError(f"{declaration.name} reads {dep}, which is missing; {remedy}")
 
 
-def _overlap(one: str, other: str) -> bool:
+def overlap(one: str, other: str) -> bool:
+    """Whether two declared paths are the same, or one lies in the other."""
     a, b = Path(one), Path(other)
     return a == b or a in b.parents or b in a.parents

@@ -60,8 +60,8 @@ class RuntimeConfig:
     checkpoint_every: int = setting("steps between checkpoints", at_least=1, default=200)
     log_every: int = setting("steps between logged points", at_least=1, default=20)
     tracking_uri: str | None = setting("MLflow server; null = a SQLite store in the project", default=None)
-    tracking_patience: float = setting(
-        "seconds that what is to be told waits for an MLflow server that is away", at_least=0.0, default=300.0
+    tracking_retry_seconds: float = setting(
+        "for how long a call is repeated while the MLflow server does not answer", at_least=0.0, default=300.0
     )
     system_metrics: bool = setting("log CPU, memory and GPU use to MLflow", default=False)
     trial_threads: int = setting("threads of each worker of a sweep's trial", at_least=1, default=1)

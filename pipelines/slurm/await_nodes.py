@@ -21,13 +21,13 @@ def main(count: int, seconds: float) -> str:
     import ray
 
     with ExistingRay(os.environ["RAY_ADDRESS"]):
-        patience = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while True:
             alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             cpus, gpus = (int(sum(node.get(kind, 0) for node in alive)) for kind in ("CPU", "GPU"))
             if len(alive) >= count:
                 return f"Ray is up: {len(alive)} node{'s' if len(alive) > 1 else ''}, {cpus} CPUs, {gpus} GPUs"
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 raise AyfError(
                     f"{count} nodes were asked for, {len(alive)} of them ({cpus} CPUs, {gpus} GPUs) joined Ray within "
                     f"{seconds:.0f} s: look into the ray-*.log files of the job, or raise slurm.wait_seconds"

@@ -31,8 +31,8 @@ from typing import Any, NoReturn
 
 from ayf_core.errors import AyfError
 from ayf_core.files import write_whole
-from pipelines.execution.attempt import ATTEMPT, Attempt, Pulse
-from pipelines.execution.stopping import PATIENCE_SECONDS
+from pipelines.execution.attempt import ATTEMPT, Attempt, Heartbeat
+from pipelines.execution.stopping import STOP_WITHIN_SECONDS
 from pipelines.project import dvc_lock
 from pipelines.slurm.ray_node import RayNode, ignore_warnings, reachable_address
 
@@ -97,10 +97,10 @@ class ClusterJob:
         from submitit.helpers import DelayedSubmission
 
         say("Slurm ends this job soon: stopping with a checkpoint")
-        patience = time.monotonic() + max(1.0, self.grace_seconds - _TEAR_DOWN_SECONDS)
+        deadline = time.monotonic() + max(1.0, self.grace_seconds - _TEAR_DOWN_SECONDS)
         if self._attempt is not None:
             self._attempt.ask_to_stop()
-        while self._driver is not None and self._driver.poll() is None and time.monotonic() < patience:
+        while self._driver is not None and self._driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)
         in_time = self._driver is None or self._driver.poll() is not None
         say("stopped; queued again" if in_time else "not stopped in time: goes on from the last checkpoint")
@@ -127,7 +127,7 @@ class ClusterJob:
                 self._bring_up(attempt, fewest=1 if self.elastic and number else None)
                 outcome = self._drive(attempt, self.command if self._first(number) else self.again)
             except AyfError as error:
-                # A Ray that ended while it came up may have lost patience, or a port: that is worth another attempt.
+                # A Ray that ended while it came up may have timed out, or lost a port: that is worth another attempt.
                 once_more = number < BRING_UPS - 1 and self._ray is not None and not self._ray.alive()
                 outcome, failure = (None if once_more else 1), str(error)
                 if once_more:
@@ -152,7 +152,7 @@ class ClusterJob:
 
     def _bring_up(self, attempt: Attempt, fewest: int | None) -> None:
         attempt.come(0, machine())
-        attempt.beat()
+        attempt.start_heartbeat()
         hosts = attempt.wait_for_hosts(self.nodes, _HOSTS_SECONDS, fewest)
         one_machine = len(set(hosts.values())) < len(hosts)
         attempt.make_token()
@@ -185,7 +185,7 @@ class ClusterJob:
             time.sleep(_POLL_SECONDS)
         if self._ending:
             say("Slurm ends this job")
-            attempt.await_stage(PATIENCE_SECONDS)  # dvc dies at once, its stage first takes a checkpoint
+            attempt.await_stage(STOP_WITHIN_SECONDS)  # dvc dies at once, its stage first takes a checkpoint
         if status and self._head_is_lost():
             return None
         died = status < 0 or attempt.has_unfinished_stage()
@@ -222,16 +222,16 @@ class ClusterJob:
         for number in range(ATTEMPTS):
             attempt = self._attempt = self._attempt_folder(number)
             attempt.come(rank, machine())
-            pulse = attempt.pulse()
+            heartbeat = attempt.heartbeat()
             while attempt.over() is None:
                 head = attempt.head()
-                if pulse.silent_seconds() > SILENT_SECONDS:
+                if heartbeat.silent_seconds() > SILENT_SECONDS:
                     self._queue_again()
                     return "requeued"
                 if head is None or self._ending:
                     time.sleep(_POLL_SECONDS)
                     continue
-                self._serve(attempt, rank, pulse, *head)
+                self._serve(attempt, rank, heartbeat, *head)
             if attempt.over() == "done":
                 break
         return "done"
@@ -239,19 +239,19 @@ class ClusterJob:
     def _queue_again(self) -> None:
         """Task 0 was killed: nobody would ever end this job."""
         say("task 0 is silent; the job is queued again")
-        patience = time.monotonic() + _REQUEUE_SECONDS  # Slurm's controller may be busy
+        deadline = time.monotonic() + _REQUEUE_SECONDS  # Slurm's controller may be busy
         while subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False).returncode:
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 _give_up("Slurm did not queue the job again: submit it once more")
             time.sleep(5.0)
 
-    def _serve(self, attempt: Attempt, rank: int, pulse: Pulse, address: str, one_machine: bool) -> None:
+    def _serve(self, attempt: Attempt, rank: int, heartbeat: Heartbeat, address: str, one_machine: bool) -> None:
         """One life of this node's Ray: until it dies, the attempt is over or task 0 is silent."""
         self._ray = self._node(attempt, rank, one_machine, address)
         silent = False
         while self._ray.alive() and attempt.over() is None and not silent:
             time.sleep(_POLL_SECONDS)
-            silent = pulse.silent_seconds() > SILENT_SECONDS
+            silent = heartbeat.silent_seconds() > SILENT_SECONDS
         if attempt.over() is None and not silent and not self._ending:
             say(f"Ray died on node {rank}; starting it again")
         self._ray.stop()

@@ -97,8 +97,8 @@ class RayNode:
             AyfError: it ended, or takes too long; with its last words.
         """
         host, _, port = self.address.rpartition(":")
-        patience = time.monotonic() + START_SECONDS
-        while time.monotonic() < patience and self.alive():
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.alive():
             try:
                 socket.create_connection((host, int(port)), timeout=1.0).close()
                 return

@@ -22,6 +22,7 @@ import yaml
 
 from ayf_core.errors import AyfError
 from ayf_core.files import write_whole
+from pipelines.paths import require_path_for_slurm
 from pipelines.project.declarations import read_declarations
 from pipelines.slurm import scheduler as slurm
 from pipelines.slurm.job import ClusterJob
@@ -72,6 +73,7 @@ def submit(root: Path, target: Sequence[str], runtime: RuntimeConfig) -> Submitt
     """
     root = root.absolute()
     first, again = commands(root, target)
+    require_path_for_slurm(root)
     slurm.check(runtime)
     what = " ".join(target)
     folder = _fresh_folder(root / "runs" / "jobs", what)

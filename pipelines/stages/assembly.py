@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
@@ -25,9 +25,11 @@ from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
 from ayf_core.training.trainer import Callback, Trainer
 from ayf_core.training_settings import TrainingSettings
-from pipelines.execution.stage import Stage
-from pipelines.settings import experiment as schema
-from pipelines.settings.runtime import RuntimeConfig
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings import experiment as schema
+    from pipelines.settings.runtime import RuntimeConfig
 
 
 class Watch(Protocol):

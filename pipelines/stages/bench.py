@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from ayf_core.conditions import Condition
 from ayf_core.evaluation.catalogue import headline
 from ayf_core.evaluation.quality import ImageReference, PointReference
 from ayf_core.sampling.generator import Generator
-from pipelines.settings import experiment as schema
 from pipelines.stages.assembly import load
+
+if TYPE_CHECKING:
+    from pipelines.settings import experiment as schema
 
 
 class Bench:

@@ -6,7 +6,7 @@ import dataclasses
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,11 +22,13 @@ from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.phases import Phase
 from ayf_core.velocity import VelocityField
-from pipelines.execution.stage import Stage
 from pipelines.execution.teacher_servers import served
-from pipelines.settings import experiment as schema
-from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings import experiment as schema
+    from pipelines.settings.runtime import RuntimeConfig
 
 
 def run(config: schema.Config, stage: Stage) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,9 +22,11 @@ from ayf_core.data.latents import Batch, LatentDataset
 from ayf_core.data.sets.base import DataSet, Split
 from ayf_core.errors import Preempted
 from ayf_core.training.context import TrainingContext
-from pipelines.execution.stage import Stage
-from pipelines.settings.experiment import Config
 from pipelines.stages.assembly import Job, data_job
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings.experiment import Config
 
 SHARD_SIZE = 8192
 BATCH = 256

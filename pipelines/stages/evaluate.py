@@ -9,28 +9,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ayf_core.evaluation.catalogue import measures
 from ayf_core.evaluation.intervals import confidence_interval
+from ayf_core.files import write_whole
 from ayf_core.networks.files import load_network
 from ayf_core.sampling.generator import Generator
-from pipelines.execution.ray_train import torch_device, worker_threads
-from pipelines.execution.stage import Stage
-from pipelines.settings import experiment as schema
 from pipelines.stages.bench import Bench
 from pipelines.stages.pictures import grid, preview_inputs
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings import experiment as schema
 
 Measures = dict[str, float]
 
 
 def run(config: schema.Config, stage: Stage) -> None:
-    torch.set_num_threads(worker_threads(stage.runtime))
+    torch.set_num_threads(stage.threads)
     name = stage.item["model"]
-    device = torch_device(stage.runtime)
+    device = stage.device
     model = guided(Generator.load(stage.input(f"models/{name}"), device), config, stage)
     stage.check_watched(config.data.build().reads())
     bench = Bench(config, stage.input("models/features"), device)
@@ -57,7 +59,7 @@ def guided(model: Generator, config: schema.Config, stage: Stage) -> Generator:
     guidance = config.distill.guidance.component
     if model.sampler.takes_settings or not guidance.facts["needs_scale"]:
         return model
-    weak_teacher, card = load_network(stage.input("models/weak_teacher"), torch_device(stage.runtime))
+    weak_teacher, card = load_network(stage.input("models/weak_teacher"), stage.device)
     if card["sha256"] == model.card["sha256"]:
         return model
     return model.guided_by(guidance.load().build(model.network, weak_teacher, model.spec.conditions))
@@ -144,7 +146,5 @@ class Memory:
 
     def keep(self, key: str, measures: Measures) -> Measures:
         self.known[key] = measures
-        beside = self.path.with_suffix(".partial")
-        beside.write_text(json.dumps(self.known))
-        beside.replace(self.path)
+        write_whole(self.path, json.dumps(self.known))
         return measures

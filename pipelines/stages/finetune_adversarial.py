@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,10 +13,12 @@ from ayf_core.objectives.adversarial_finish import AdversarialFinish, Discrimina
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.phases import Phase
-from pipelines.execution.stage import Stage
-from pipelines.settings import experiment as schema
 from pipelines.stages.assembly import data_conditions, finish, fit, keep_model, latent_job
 from pipelines.stages.distill import distillation, teacher_velocity, teachers
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings import experiment as schema
 
 
 def run(config: schema.Config, stage: Stage) -> None:

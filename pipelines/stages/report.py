@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from PIL import Image
@@ -17,12 +17,12 @@ from ayf_core.evaluation.catalogue import measures
 from ayf_core.registry import Component
 from ayf_core.sampling.generator import Generator
 from dashboards.names import in_tables, titles
-from dashboards.page import store_page, write
-from pipelines.execution.stage import Stage
-from pipelines.settings.experiment import Config
+from dashboards.verdict import untrained
 from pipelines.stages.pictures import grid, labelled_columns, preview_inputs
 
-DASHBOARD = "reports/dashboard.html"
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings.experiment import Config
 
 
 def run(config: Config, stage: Stage) -> None:
@@ -39,8 +39,7 @@ def run(config: Config, stage: Stage) -> None:
     stage.run.log_values({key: value for key, value in flat(summary).items() if not key.endswith("/distance")})
     for path in ("reports/samples.png", "reports/quality.csv", "reports/guidance.csv"):
         stage.run.log_artifact(stage.output(path))
-    write(stage.root / DASHBOARD, stage.run.patience.until_taken(lambda: store_page(stage.run.uri)))
-    stage.run.log_artifact(stage.root / DASHBOARD)
+    stage.publish_dashboard("reports/dashboard.html")
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -123,7 +122,11 @@ def markdown(results: dict[str, dict[str, Any]], table: pd.DataFrame, summary: d
     floor = ", ".join(
         f"{name} {format(value, known[name].facts['format'])}" for name, value in results["teacher"]["floor"].items()
     )
-    parts = [markdown_table(cells(table[table["sweep"] == "quality"], best, distance))]
+    quality = table[table["sweep"] == "quality"]
+    teacher = quality[quality["model"] == "teacher"].select_dtypes("number").min().to_dict()
+    warning = untrained(teacher, results["teacher"]["floor"])
+    parts = [f"**{warning}**"] if warning else []
+    parts += [markdown_table(cells(quality, best, distance))]
     parts += [f"Real training data against real test data, at the same counts: {floor}."]
     if (table["sweep"] == "guidance").any():
         parts += [markdown_table(cells(table[table["sweep"] == "guidance"], best, distance))]

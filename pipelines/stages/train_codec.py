@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,9 +16,11 @@ from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.phases import Phase
-from pipelines.execution.stage import Stage
-from pipelines.settings import experiment as schema
 from pipelines.stages.assembly import Job, data_job, fit
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings import experiment as schema
 
 
 def run(config: schema.Config, stage: Stage) -> None:

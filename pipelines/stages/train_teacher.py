@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,9 +12,11 @@ from ayf_core.objectives.flow_matching import FlowMatching
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.phases import Phase
-from pipelines.execution.stage import Stage
-from pipelines.settings import experiment as schema
 from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings import experiment as schema
 
 
 def run(config: schema.Config, stage: Stage) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pipelines.execution.stage import Stage
-from pipelines.settings.experiment import Config
+from typing import TYPE_CHECKING
+
 from pipelines.stages.train_teacher import train_velocity
+
+if TYPE_CHECKING:
+    from pipelines.execution.stage import Stage
+    from pipelines.settings.experiment import Config
 
 
 def run(config: Config, stage: Stage) -> None:

@@ -1,21 +1,21 @@
-"""What led to what: the run that made an output, the settings of a run, the code's commit, data sets by digest."""
+"""What led to what: the run that made an output, the settings of a run, the code's commit."""
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from mlflow.data.dataset_source import DatasetSource
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line, parse_json
+from pipelines.git import git
 from pipelines.tracking.store import experiment, tracking_uri
-from pipelines.tracking.tags import BEST_TAG, FIXED_TAG, KIND_TAG, OUTPUT_TAG, POINT_TAG
+from pipelines.tracking.tags import ACCEPTED_TAG, BEST_TAG, FIXED_TAG, KIND_TAG, OUTPUT_TAG, POINT_TAG
 
 if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
@@ -29,6 +29,14 @@ def find_run_by_output(path: str, fingerprint: str, uri: str) -> str | None:
     wanted = f"tags.`{OUTPUT_TAG}{path}` = '{fingerprint}'"
     found = client.search_runs([experiment(client)], wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return found[0].info.run_id if found else None
+
+
+def note_accepted(run_id: str, words: str, uri: str) -> None:
+    """Note with a run that a later change of code was said to be harmless."""
+    client = MlflowClient(uri)
+    tags = client.get_run(run_id).data.tags
+    client.set_tag(run_id, ACCEPTED_TAG, "\n".join(filter(None, [tags.get(ACCEPTED_TAG), words])))
+    client.set_tag(run_id, MLFLOW_RUN_NOTE, f"{tags.get(MLFLOW_RUN_NOTE, '')}\nCode: {words}.\n".lstrip())
 
 
 def settings_of_run(name: str, root: Path, runtime: RuntimeConfig | None = None) -> tuple[str, dict[str, Any]]:
@@ -89,50 +97,9 @@ def last_seconds(stages: Sequence[str], uri: str) -> dict[str, float]:
 
 def git_tags(root: Path) -> dict[str, str]:
     """The code's commit and whether tracked files differ from it (dvc.lock aside: repro writes it)."""
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = git(root, "rev-parse", "HEAD")
     if commit is None:
         return {}
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+    changed = git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
     dirty = {} if changed is None else {"ayf.git_dirty": str(bool(changed)).lower()}
     return {"mlflow.source.git.commit": commit, **dirty}
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        # Without the lock of the index, which a person's own `git commit` would find taken.
-        done = subprocess.run(
-            ["git", "--no-optional-locks", *arguments], cwd=root, capture_output=True, text=True, timeout=20
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-class DvcSource(DatasetSource):
-    """Where a data set came from, in MLflow's terms: an output that DVC tracks."""
-
-    def __init__(self, path: str, digest: str) -> None:
-        self.path = path
-        self.digest = digest
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "dvc"
-
-    def load(self) -> str:
-        return self.path
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> DvcSource:
-        raise NotImplementedError("a DVC source is named, not guessed")
-
-    def to_dict(self) -> dict[str, str]:
-        return {"path": self.path, "digest": self.digest}
-
-    @classmethod
-    def from_dict(cls, source_dict: Mapping[str, str]) -> DvcSource:
-        return cls(source_dict["path"], source_dict["digest"])

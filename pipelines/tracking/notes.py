@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.catalogue import measures
 from pipelines.settings.words import literal
+from pipelines.tracking.tags import ACCEPTED_TAG, OUTPUT_TAG, UPSTREAM_TAG
 
 if TYPE_CHECKING:
     from pipelines.project.declarations import Declaration
@@ -96,13 +97,14 @@ def stage_note(stage: Declaration, run: StageRun) -> str:
     tags, metrics = run.read()
     return note(
         outputs=stage.outputs,
-        made=any(tag.startswith("ayf.output.") for tag in tags),
+        made=any(tag.startswith(OUTPUT_TAG) for tag in tags),
         metrics=metrics,
-        upstream={t.removeprefix("ayf.upstream."): i for t, i in tags.items() if t.startswith("ayf.upstream.")},
+        upstream={t.removeprefix(UPSTREAM_TAG): i for t, i in tags.items() if t.startswith(UPSTREAM_TAG)},
         experiment=run.experiment,
         command=f"dvc repro {stage.name}",
         commit=tags.get("mlflow.source.git.commit"),
         dirty=tags.get("ayf.git_dirty") == "true",
+        accepted=tags.get(ACCEPTED_TAG, "").splitlines(),
     )
 
 
@@ -116,12 +118,14 @@ def note(
     command: str,
     commit: str | None,
     dirty: bool,
+    accepted: Sequence[str] = (),
 ) -> str:
     """Markdown: what was made and how good it is, links to the runs that made the inputs, command and commit.
 
     Args:
         made: whether the outputs are finished; before that nothing is said of quality.
         upstream: ids of runs by the path each of them made.
+        accepted: changes of code that were said to be harmless.
     """
     what = " and ".join(f"`{out}`" for out in outputs) or "nothing that DVC keeps"
     quality = headline(metrics) if made else ""
@@ -131,6 +135,7 @@ def note(
     changed = ", with changes that are not committed" if dirty else ""
     at = f", at commit `{commit[:12]}`{changed}" if commit else ""
     lines.append(f"Again: `{command}`{at}.")
+    lines += [f"Code: {words}." for words in accepted]
     return "\n\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What happens while an MLflow server is away: what is to be told waits, up to a limit, and is then told once.
+"""Repeats calls to an MLflow store that does not answer, up to a limit.
 
 Training itself does not wait: `pipelines.execution.follower` keeps its points and offers them again.
 """
@@ -18,6 +18,8 @@ from requests.exceptions import RequestException
 
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line
+from dashboards.store import through_proxy
+from pipelines.durations import duration
 from pipelines.tracking.store import server_address
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ AWAY = frozenset({"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDE
 """Of MLflow's codes those that another attempt may not meet: no connection, a database that restarts, overload."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
-FILE_PATIENCE = 30.0
-"""Seconds that a SQLite file which others write is waited for."""
+FILE_RETRY_SECONDS = 30.0
+"""For how long a call is repeated while others write the SQLite file."""
 
 
 def may_pass(error: BaseException) -> bool:
@@ -44,23 +46,24 @@ def may_pass(error: BaseException) -> bool:
     return error.__cause__ is not None and may_pass(error.__cause__)  # another package's words for one of these
 
 
-class Patience:
-    """Waits for one store.
+class Retry:
+    """Repeats calls to one store while it is away.
 
-    Whoever asks first waits `seconds` at most; after that nobody waits again until the store has answered, so that a
-    process with many things to tell does not wait for each of them.
+    The first call is repeated for `seconds` at most; after that every call is made once, until the store has answered
+    again: a process with many calls to make does not wait at each of them.
     """
 
     def __init__(self, store: str, seconds: float, remedy: str = "start it") -> None:
         self.store = store
         self._remedy = remedy
+        self._proxy = through_proxy(store)
         self.seconds = seconds
         self._given_up = False
         self._saying = threading.Lock()
         self._said = False
 
-    def until_taken(self, tell: Callable[[], T]) -> T:
-        """What `tell` returns, once it does not fail for want of the store. It may be called more than once.
+    def call(self, operation: Callable[[], T]) -> T:
+        """What `operation` returns, once it does not fail for want of the store. It may be called more than once.
 
         Raises:
             AyfError: the store is still away after `seconds`.
@@ -68,7 +71,7 @@ class Patience:
         began, pause = time.monotonic(), FIRST_PAUSE
         while True:
             try:
-                told = tell()
+                result = operation()
             except Exception as error:
                 if not may_pass(error):
                     raise
@@ -76,16 +79,17 @@ class Patience:
                 if left <= 0:
                     self._given_up = True
                     raise AyfError(
-                        f"MLflow ({self.store}) is away, also after {self.seconds:.0f} s of waiting "
-                        f"({first_line(error)[:200]}): {self._remedy}, run the same command again: the rest is told"
+                        f"MLflow ({self.store}) is away{self._proxy}, also after {self.seconds:.0f} s of waiting "
+                        f"({first_line(error)[:200]}): {self._remedy}, run the same command again: it goes on from here"
                     ) from error
-                self._say(f"MLflow ({self.store}) is away: waiting for it up to {_duration(self.seconds)}", away=True)
+                waiting = f"waiting for it up to {duration(self.seconds)}"
+                self._say(f"MLflow ({self.store}) is away{self._proxy}: {waiting}", away=True)
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 self._given_up = False
                 self._say(f"MLflow ({self.store}) is back", away=False)
-                return told
+                return result
 
     def _say(self, text: str, *, away: bool) -> None:
         with self._saying:
@@ -94,17 +98,13 @@ class Patience:
                 print(text, file=sys.stderr, flush=True)
 
 
-def patience_for(runtime: RuntimeConfig) -> Patience:
-    """This process's patience with the runtime's store: with a server as set, with a file that is locked less."""
+def retry_for(runtime: RuntimeConfig) -> Retry:
+    """This process's `Retry` of the runtime's store: of a server for as long as is set, of a file for less."""
     address = server_address(runtime)
     if address is not None:
-        return _patience_with(address, runtime.tracking_patience)
-    seconds = min(FILE_PATIENCE, runtime.tracking_patience)
-    return _patience_with("the project's file", seconds, "see who holds it and whether its disk is full")
+        return _retry_with(address, runtime.tracking_retry_seconds)
+    seconds = min(FILE_RETRY_SECONDS, runtime.tracking_retry_seconds)
+    return _retry_with("the project's file", seconds, "see who holds it and whether its disk is full")
 
 
-_patience_with = lru_cache(Patience)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
+_retry_with = lru_cache(Retry)

@@ -6,14 +6,14 @@ secret passes.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
@@ -22,8 +22,8 @@ from ayf_core.errors import AyfError
 from ayf_core.files import first_line, write_whole
 from pipelines.redaction import without_secrets
 from pipelines.settings.words import literal
-from pipelines.tracking.lineage import DvcSource, find_run_by_output, git_tags
-from pipelines.tracking.retry import Patience, may_pass, patience_for
+from pipelines.tracking.lineage import find_run_by_output, git_tags
+from pipelines.tracking.retry import Retry, may_pass, retry_for
 from pipelines.tracking.store import experiment, server_address, tracking_uri
 from pipelines.tracking.tags import KIND_TAG, SCRATCH_TAG
 
@@ -45,14 +45,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _patiently(
+def _retried(
     method: Callable[Concatenate[StageRun, P], T],
 ) -> Callable[Concatenate[StageRun, P], T]:
-    """A method that waits where the store is away; what it does may be done twice."""
+    """A method that is repeated while the store is away; what it does may be done twice."""
 
     @wraps(method)
     def waiting(self: StageRun, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self.patience.until_taken(lambda: method(self, *args, **kwargs))
+        return self.retry.call(lambda: method(self, *args, **kwargs))
 
     return waiting
 
@@ -60,14 +60,14 @@ def _patiently(
 class StageRun:
     """An open MLflow run of a stage. Everything it writes may be written again after an interruption.
 
-    Where the store is away, every method but `offer_metrics` waits, as `patience` says.
+    Where the store is away, every method but `offer_metrics` waits, as its `retry` says.
     """
 
-    def __init__(self, client: MlflowClient, run: Run, uri: str, system_metrics: bool, patience: Patience) -> None:
+    def __init__(self, client: MlflowClient, run: Run, uri: str, system_metrics: bool, retry: Retry) -> None:
         self.id: str = run.info.run_id
         self.experiment: str = run.info.experiment_id
         self.uri = uri
-        self.patience = patience
+        self.retry = retry
         self._client = client
         self._artifacts: str = run.info.artifact_uri
         self._params_known = dict(run.data.params)
@@ -75,7 +75,7 @@ class StageRun:
         self._last_step: dict[str, int] = {}
         self._monitor = _start_monitor(self.id, uri) if system_metrics else None
 
-    @_patiently
+    @_retried
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Note settings as params.yaml would write them, nested ones under dotted names.
 
@@ -86,7 +86,7 @@ class StageRun:
             self._client.log_batch(self.id, params=new[start : start + _PARAMS_A_BATCH])
         self._params_known.update({param.key: param.value for param in new})
 
-    @_patiently
+    @_retried
     def log_metrics(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add records as `offer_metrics` does, and wait where the store is away."""
         self.offer_metrics(records)
@@ -125,7 +125,7 @@ class StageRun:
 
         self.log_metrics([{"step": step, "time": time.time(), "metrics": values}])
 
-    @_patiently
+    @_retried
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file, or a folder's content, with the run under `folder`."""
         if path.is_dir():
@@ -133,12 +133,12 @@ class StageRun:
         else:
             self._client.log_artifact(self.id, str(path), folder)
 
-    @_patiently
+    @_retried
     def log_image(self, name: str, image: Image) -> None:
         """Keep a picture with the run as `name` (for example `samples/nfe_4.png`)."""
         self._client.log_image(self.id, image, artifact_file=name)
 
-    @_patiently
+    @_retried
     def log_step_image(self, key: str, step: int, image: Image) -> None:
         """Keep a picture under `key` at a step: MLflow lays those of several runs side by side, with a slider."""
         # MLflow puts time and a random id into the name: an image of an earlier attempt would be doubled.
@@ -147,17 +147,17 @@ class StageRun:
         if not any(name.startswith(f"{key}+step+{step}+") and "compressed" in name for name in there):
             self._client.log_image(self.id, image, key=key, step=step)
 
-    @_patiently
+    @_retried
     def log_text(self, name: str, text: str) -> None:
         """Keep a text with the run as `name`."""
         self._client.log_text(self.id, without_secrets(text), name)
 
-    @_patiently
+    @_retried
     def log_json(self, name: str, document: Mapping[str, Any]) -> None:
         """Keep a document with the run as `name` (for example `evaluation.json`)."""
         self._client.log_dict(self.id, dict(document), name)
 
-    @_patiently
+    @_retried
     def set_tags(self, tags: Mapping[str, str]) -> None:
         told = [RunTag(key, without_secrets(str(value))) for key, value in tags.items()]
         self._client.log_batch(self.id, tags=told)
@@ -166,27 +166,27 @@ class StageRun:
         """The description that MLflow shows above everything else of the run; replaces the one before."""
         self.set_tags({MLFLOW_RUN_NOTE: markdown})
 
-    @_patiently
+    @_retried
     def read(self) -> tuple[dict[str, str], dict[str, float]]:
         """The run's tags, and each metric's last value, as they are in the store now."""
         data = self._client.get_run(self.id).data
         return dict(data.tags), dict(data.metrics)
 
-    @_patiently
+    @_retried
     def maker_of(self, path: str, fingerprint: str) -> str | None:
         """The id of the newest run of this store that published `path` with these contents."""
         return find_run_by_output(path, fingerprint, self.uri)
 
-    @_patiently
+    @_retried
     def log_dataset_input(self, name: str, digest: str, context: str = "training") -> None:
         """Note a data set the run read, by DVC's name and digest; MLflow's UI shows and compares it."""
-        source = DvcSource(name, digest)
+        source = json.dumps({"path": name, "digest": digest})
         # 36 characters is what MLflow allows, and the length of DVC's MD5 of a folder ("....dir").
-        dataset = MetaDataset(source, name=name, digest=digest[:36])._to_mlflow_entity()  # type: ignore[abstract]
+        dataset = Dataset(name=name, digest=digest[:36], source_type="dvc", source=source)
         tags = [InputTag("mlflow.data.context", context)]
         self._client.log_inputs(self.id, [DatasetInput(dataset, tags)])
 
-    @_patiently
+    @_retried
     def register_model(self, folder: Path, name: str, alias: str) -> str:
         """Put a model folder into the registry as `models:/<name>@<alias>`; returns the version.
 
@@ -215,7 +215,7 @@ class StageRun:
             self._monitor = None
         close = partial(self._client.set_terminated, self.id, status)
         if status == "FINISHED":
-            self.patience.until_taken(close)
+            self.retry.call(close)
             return
         try:
             close()
@@ -262,18 +262,18 @@ def open_run(
         code: `git_tags`, where the caller knows them already.
     """
     uri = server_address(runtime) or tracking_uri(root, runtime)  # a server that is away is waited for
-    patience = patience_for(runtime)
+    retry = retry_for(runtime)
     client = MlflowClient(uri)
     nested = {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
     known_by = {KIND_TAG: kind, "dvc.stage": stage, **(git_tags(root) if code is None else code), **nested, **tags}
     known_by[SCRATCH_TAG] = _name_of(scratch)
     try:
-        run, continued = patience.until_taken(lambda: _found_or_created(client, scratch, run_name, known_by))
+        run, continued = retry.call(lambda: _found_or_created(client, scratch, run_name, known_by))
     except MlflowException as error:
         remedy = "check tracking_uri, and MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise AyfError(f"MLflow ({uri}) refuses to open a run ({first_line(error)}): {remedy}") from error
     _note(scratch / "mlflow_run_id", run.info.run_id)
-    opened = StageRun(client, run, uri, runtime.system_metrics, patience)
+    opened = StageRun(client, run, uri, runtime.system_metrics, retry)
     if continued:
         opened.set_tags(known_by)
     opened.log_params(params)

@@ -7,11 +7,8 @@ place, under a lock, and renamed to it once it is whole.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +17,9 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
 from ayf_core.errors import AyfError
-from ayf_core.files import first_line
-from dashboards.store import answers
+from ayf_core.files import first_line, only_one_process
+from dashboards.store import answers, through_proxy
+from pipelines.paths import require_path_for_store
 from pipelines.redaction import apart
 from pipelines.tracking.tags import EXPERIMENT
 
@@ -47,7 +45,9 @@ def tracking_uri(root: Path, runtime: RuntimeConfig | None = None) -> str:
         return ensure_store(root)
     if uri.startswith(SERVER):
         if not answers(uri):
-            raise AyfError(f"the MLflow server {uri} does not answer; start it (ayf ui) or unset {source}")
+            raise AyfError(
+                f"the MLflow server {uri} does not answer{through_proxy(uri)}; start it (ayf ui) or unset {source}"
+            )
         return uri
     if uri.startswith("sqlite:///"):
         database = (root / uri.removeprefix("sqlite:///")).absolute()
@@ -85,8 +85,9 @@ def ensure_store(root: Path) -> str:
 
 
 def _ready_sqlite(database: Path, artifacts: Path) -> str:
+    require_path_for_store(database)
     database.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(database.with_name(database.name + ".lock")):
+    with only_one_process(database.with_name(database.name + ".lock")):
         if not database.exists():
             unfinished = database.with_name(f".{database.name}.new")
             for left in database.parent.glob(f"{unfinished.name}*"):
@@ -108,13 +109,6 @@ def _with_experiment(database: Path, artifacts: Path) -> str:
         said = f"the MLflow store {database} cannot be opened ({first_line(error)})"
         raise AyfError(f"{said}; put a copy back, or move it away: the next run starts a new one") from error
     return uri
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def experiment(client: MlflowClient) -> str:

@@ -59,7 +59,7 @@ def server_command(store: str, host: str, port: int) -> tuple[list[str], dict[st
     return command, {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def become(command: Sequence[str], environment: dict[str, str]) -> None:
+def replace_process(command: Sequence[str], environment: dict[str, str]) -> None:
     """Replaces this process by ``command``, so that Ctrl-C and signals reach the server itself."""
     sys.stdout.flush()
     sys.stderr.flush()

@@ -13,6 +13,7 @@ from ayf_core.adversarial import (
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
+from ayf_core.conditions import class_labels
 from ayf_core.errors import AyfError
 from ayf_core.networks.discriminator import (
     ImageDiscriminator,
@@ -20,16 +21,17 @@ from ayf_core.networks.discriminator import (
     build_discriminator,
     minibatch_deviation,
 )
+from tests.made import labels as told
 
 
 def image_discriminator(shape=(3, 8, 8), num_classes=5):
     torch.manual_seed(0)
-    return ImageDiscriminator(shape, width=4, max_width=8, num_classes=num_classes)
+    return ImageDiscriminator(shape, width=4, max_width=8, conditions=class_labels(num_classes))
 
 
 def mlp_discriminator():
     torch.manual_seed(0)
-    return MLPDiscriminator(2, width=16, depth=2, num_classes=5)
+    return MLPDiscriminator(2, width=16, depth=2, conditions=class_labels(5))
 
 
 discriminators = pytest.mark.parametrize(
@@ -42,7 +44,7 @@ discriminators = pytest.mark.parametrize(
 def batches(shape, dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
     real, fake = torch.randn(2, *shape, dtype=dtype, generator=generator)
-    return real, fake, torch.tensor([0, 1, 2, 2])
+    return real, fake, told(torch.tensor([0, 1, 2, 2]))
 
 
 def test_losses_have_the_values_of_the_hand_formula():
@@ -71,25 +73,25 @@ def test_penalty_of_a_quadratic_function_is_its_known_gradient_norm():
 @discriminators
 def test_total_is_pairing_plus_both_penalties_measured_apart(make, shape):
     discriminator = make().double()
-    real, fake, labels = batches(shape)
-    loss = discriminator_loss(discriminator, real, fake, labels, gamma_real=0.3, gamma_fake=0.9)
+    real, fake, condition = batches(shape)
+    loss = discriminator_loss(discriminator, real, fake, condition, gamma_real=0.3, gamma_fake=0.9)
     real_leaf, fake_leaf = real.clone().requires_grad_(), fake.clone().requires_grad_()
-    r1 = gradient_penalty(discriminator(real_leaf, labels), real_leaf, 0.3)
-    r2 = gradient_penalty(discriminator(fake_leaf, labels), fake_leaf, 0.9)
+    r1 = gradient_penalty(discriminator(real_leaf, condition), real_leaf, 0.3)
+    r2 = gradient_penalty(discriminator(fake_leaf, condition), fake_leaf, 0.9)
     torch.testing.assert_close(loss.r1, r1)
     torch.testing.assert_close(loss.r2, r2)
-    pairing = relativistic_discriminator_loss(discriminator(real, labels), discriminator(fake, labels))
+    pairing = relativistic_discriminator_loss(discriminator(real, condition), discriminator(fake, condition))
     torch.testing.assert_close(loss.total, pairing + r1 + r2)
 
 
 @discriminators
 def test_parameter_gradients_through_the_penalties_match_finite_differences(make, shape):
     discriminator = make().double()
-    real, fake, labels = batches(shape)
+    real, fake, condition = batches(shape)
     parameters = list(discriminator.parameters())
 
     def penalties():
-        loss = discriminator_loss(discriminator, real, fake, labels, gamma_real=2.0, gamma_fake=1.0)
+        loss = discriminator_loss(discriminator, real, fake, condition, gamma_real=2.0, gamma_fake=1.0)
         return loss.r1 + loss.r2
 
     gradients = torch.autograd.grad(penalties(), parameters, allow_unused=True, materialize_grads=True)
@@ -111,32 +113,32 @@ def test_parameter_gradients_through_the_penalties_match_finite_differences(make
 
 
 def test_discriminator_loss_sends_nothing_back_to_the_generator():
-    real, fake, labels = batches((4, 2), torch.float32)
+    real, fake, condition = batches((4, 2), torch.float32)
     fake.requires_grad_()
-    discriminator_loss(mlp_discriminator(), real, fake, labels, gamma_real=1.0, gamma_fake=1.0).total.backward()
+    discriminator_loss(mlp_discriminator(), real, fake, condition, gamma_real=1.0, gamma_fake=1.0).total.backward()
     assert fake.grad is None
 
 
 def test_generator_loss_reaches_the_fakes():
     discriminator = mlp_discriminator()
-    real, fake, labels = batches((4, 2), torch.float32)
+    real, fake, condition = batches((4, 2), torch.float32)
     fake.requires_grad_()
-    relativistic_generator_loss(discriminator(real, labels), discriminator(fake, labels)).backward()
+    relativistic_generator_loss(discriminator(real, condition), discriminator(fake, condition)).backward()
     assert bool((fake.grad.abs().sum(1) > 0).all())
 
 
 def test_autocast_around_the_discriminator_loss_changes_no_digit():
     discriminator = mlp_discriminator()
-    real, fake, labels = batches((4, 2), torch.bfloat16)
-    plain = discriminator_loss(discriminator, real, fake, labels, gamma_real=1.0, gamma_fake=1.0)
+    real, fake, condition = batches((4, 2), torch.bfloat16)
+    plain = discriminator_loss(discriminator, real, fake, condition, gamma_real=1.0, gamma_fake=1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = discriminator_loss(discriminator, real, fake, labels, gamma_real=1.0, gamma_fake=1.0)
+        loss = discriminator_loss(discriminator, real, fake, condition, gamma_real=1.0, gamma_fake=1.0)
     assert loss.total.dtype == torch.float32
     assert torch.equal(loss.total, plain.total)
 
 
 def test_training_the_discriminator_separates_two_shifted_clouds():
-    discriminator = MLPDiscriminator(2, width=16, depth=2, num_classes=0)
+    discriminator = MLPDiscriminator(2, width=16, depth=2, conditions=class_labels(0))
     optimiser = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
     real, fake, _ = batches((256, 2), torch.float32)
     real = real + 1.5
@@ -174,23 +176,23 @@ def test_weight_uses_the_average_over_workers_and_leaves_the_graphs_usable():
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 8, 8), (4, 7, 9), (3, 28, 28), (2, 4, 16)])
 def test_image_discriminator_takes_any_sides_from_four(shape):
     x = torch.randn(6, *shape)
-    logits = image_discriminator(shape)(x, torch.arange(6) % 5)
+    logits = image_discriminator(shape)(x, told(torch.arange(6) % 5))
     assert logits.shape == (6,)
     assert bool(logits.isfinite().all())
 
 
 @discriminators
 def test_class_changes_the_logits(make, shape):
-    real, _, labels = batches(shape, torch.float32)
+    real, _, condition = batches(shape, torch.float32)
     discriminator = make()
-    changed = discriminator(real, labels) != discriminator(real, (labels + 1) % 5)
+    changed = discriminator(real, condition) != discriminator(real, told((condition["labels"] + 1) % 5))
     assert bool(changed.all())
 
 
 def test_labels_are_required_only_with_classes():
     x = torch.randn(2, 3, 8, 8)
     assert image_discriminator(num_classes=0)(x, None).shape == (2,)
-    with pytest.raises(AyfError, match="labels"):
+    with pytest.raises(AyfError, match="built with labels"):
         image_discriminator()(x, None)
 
 
@@ -204,9 +206,9 @@ def test_minibatch_deviation_is_the_mean_deviation_of_neighbours():
 
 def test_logits_of_a_group_do_not_depend_on_the_other_groups():
     discriminator = image_discriminator()
-    x, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 5
-    together = discriminator(x, labels)
-    torch.testing.assert_close(together[:4], discriminator(x[:4], labels[:4]))
+    x, condition = torch.randn(8, 3, 8, 8), told(torch.arange(8) % 5)
+    together = discriminator(x, condition)
+    torch.testing.assert_close(together[:4], discriminator(x[:4], condition.rows(slice(0, 4))))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 6, 7])
@@ -218,7 +220,7 @@ def test_batches_that_are_no_multiple_of_the_group_have_finite_double_gradients(
 
 
 def test_the_shape_of_a_sample_chooses_the_discriminator():
-    settings = {"width": 4, "num_classes": 0}
+    settings = {"width": 4, "conditions": class_labels(0)}
     assert isinstance(build_discriminator((3, 8, 8), **settings), ImageDiscriminator)
     assert isinstance(build_discriminator((2,), **settings), MLPDiscriminator)
     with pytest.raises(AyfError, match="no discriminator"):

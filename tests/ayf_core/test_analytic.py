@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ayf_core.analytic import Gaussian, GaussianMixture, consistency_optimum
+from ayf_core.conditions import Condition
 from ayf_core.errors import AyfError
 
 
@@ -84,11 +85,11 @@ def test_results_keep_the_dtype_of_the_points(field):
 
 
 @fields
-def test_labels_and_guidance_are_ignored(field):
+def test_conditions_and_guidance_are_ignored(field):
     x, t, s, _ = draws()
-    labels, scale = torch.zeros(6, dtype=torch.long), torch.full((6,), 3.0)
-    assert torch.equal(field(x, t, labels, scale), field(x, t))
-    assert torch.equal(field.flow_map(x, t, s, labels, scale), field.flow_map(x, t, s))
+    condition, scale = Condition(labels=torch.zeros(6, dtype=torch.long)), torch.full((6,), 3.0)
+    assert torch.equal(field(x, t, condition, scale), field(x, t))
+    assert torch.equal(field.flow_map(x, t, s, condition, scale), field.flow_map(x, t, s))
 
 
 def test_gaussian_mean_velocity_is_the_scaled_displacement():

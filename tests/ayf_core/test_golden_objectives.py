@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 from ayf_core.analytic import GaussianMixture
+from ayf_core.conditions import Condition
 from ayf_core.interpolants import LinearInterpolant, expand
-from ayf_core.objectives import Batch, EulerianDistillation, LagrangianDistillation, TangentSettings
-from ayf_core.objectives.distillation import normalise_tangent
+from ayf_core.objectives.base import Batch
+from ayf_core.objectives.eulerian import EulerianDistillation
+from ayf_core.objectives.lagrangian import LagrangianDistillation
+from ayf_core.objectives.tangent import normalise_tangent
 from ayf_core.tangents import Point, eulerian_direction, lagrangian_direction, value_and_derivative
+from tests.made import objective, tangent
 
 FILE = json.loads((Path(__file__).parents[1] / "golden" / "reference.json").read_text())
 GOLDEN = FILE["objectives"]
@@ -36,7 +40,7 @@ class Tanh(nn.Module):
         for name in "Abce":
             self.register_buffer(name, tensor(GOLDEN[name]))
 
-    def forward(self, x, t, s, labels=None, guidance_scale=None):
+    def forward(self, x, t, s, condition=None, guidance_scale=None):
         return torch.tanh(x @ self.A.T + t[:, None] * self.b + s[:, None] * self.c + self.e) @ self.W.T
 
 
@@ -60,17 +64,15 @@ def teacher():
 
 
 def settings(backend="split", normalise=True):
-    return TangentSettings(
-        backend=backend, warmup_max=GOLDEN["warmup_r"], warmup_steps=0, normalise=normalise, normalisation_constant=0.1
-    )
+    return tangent(backend=backend, warmup_max=GOLDEN["warmup_r"], normalise=normalise)
 
 
 def gradient(kind, backend, row, normalise=True):
     rows = slice(row, row + 1)
     source = GoldenTimes(rows)
-    objective = KINDS[kind](teacher=teacher(), time_law=source, tangent=settings(backend, normalise))
+    loss = objective(KINDS[kind], teacher=teacher(), time_law=source, tangent=settings(backend, normalise))
     network = Tanh()
-    objective(network, Batch(column("x0")[rows], torch.zeros(1, dtype=torch.long)), source, step=0).value.backward()
+    loss(network, Batch(column("x0")[rows], Condition()), source, step=0).value.backward()
     return network.W.grad
 
 
@@ -117,8 +119,8 @@ def test_raw_tangent_inside_each_objective_matches_the_golden_values(kind):
     network = Tanh()
     features = torch.tanh(here.x @ network.A.T + here.t[:, None] * network.b + here.s[:, None] * network.c + network.e)
     for row, h in enumerate(features):
-        tangent = gradient(kind, "split", row, normalise=False) @ h / h.square().sum()
-        assert_close(tangent, column(f"{kind}_tangent")[row])
+        raw = gradient(kind, "split", row, normalise=False) @ h / h.square().sum()
+        assert_close(raw, column(f"{kind}_tangent")[row])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,7 +133,6 @@ def test_normalised_tangent_matches_the_golden_values(kind):
 def test_gradient_of_a_batch_is_the_mean_of_its_samples(kind):
     source = GoldenTimes()
     network = Tanh()
-    objective = KINDS[kind](teacher=teacher(), time_law=source, tangent=settings())
-    batch = Batch(column("x0"), torch.zeros(len(column("t")), dtype=torch.long))
-    objective(network, batch, source, step=0).value.backward()
+    loss = objective(KINDS[kind], teacher=teacher(), time_law=source, tangent=settings())
+    loss(network, Batch(column("x0"), Condition()), source, step=0).value.backward()
     assert_close(network.W.grad, column(f"{kind}_grad_W").mean(0))

@@ -1,21 +1,30 @@
 """Networks: a student starts as its teacher, conditions are heard, time keeps its precision."""
 
 import json
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
+from ayf_core.conditions import ClassLabels, Condition, ConditionSpec
 from ayf_core.errors import AyfError
-from ayf_core.networks import NetworkSpec, build_network, copy_shared_weights
+from ayf_core.networks.build import build_network, copy_shared_weights
 from ayf_core.networks.embeddings import ScalarEmbedding
+from ayf_core.networks.patches import patch_grid, to_image, to_tokens
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.registry import find
+from ayf_core.settings import settings_of
+from tests.made import dit, labels, mlp
 
 SPECS = {
-    "mlp": NetworkSpec(kind="mlp", shape=(2,), num_classes=3, width=16, depth=3),
-    "dit": NetworkSpec(kind="dit", shape=(2, 4, 4), num_classes=3, width=16, depth=2, heads=2, patch_size=2),
+    "mlp": mlp(depth=3),
+    "dit": dit((2, 4, 4), depth=2),
+    "dit of sounds": dit((2, 8), depth=2),
+    "dit of films": dit((1, 2, 4, 2), depth=2),
 }
-LABELS = torch.tensor([0, 1, 2, 1])
+LABELS = labels(torch.tensor([0, 1, 2, 1]))
 
 
 @pytest.fixture(params=SPECS)
@@ -30,6 +39,10 @@ def built(spec, seed=0, awake=True):
         if awake and not parameter.any():
             nn.init.normal_(parameter, std=0.2)
     return network.requires_grad_(False)
+
+
+def with_settings(spec, **changes):
+    return replace(spec, settings={**spec.settings, **changes})
 
 
 def inputs(spec):
@@ -68,7 +81,7 @@ def test_every_condition_is_heard(spec):
     for other in (
         network(x, 0.9 * t, s, LABELS, scale),
         network(x, t, 0.9 * s, LABELS, scale),
-        network(x, t, s, LABELS.flip(0), scale),
+        network(x, t, s, LABELS.rows(torch.arange(3, -1, -1)), scale),
         network(x, t, s, None, scale),
         network(x, t, s, LABELS, scale + 1),
     ):
@@ -78,22 +91,22 @@ def test_every_condition_is_heard(spec):
 def test_no_labels_means_the_null_label_for_all(spec):
     network = built(spec)
     x, t = inputs(spec)
-    torch.testing.assert_close(network(x, t), network(x, t, t, torch.full((4,), 3)), rtol=0, atol=0)
+    torch.testing.assert_close(network(x, t), network(x, t, t, labels(torch.full((4,), 3))), rtol=0, atol=0)
 
 
 def test_samples_of_a_batch_do_not_mix(spec):
     network = built(replace(spec, interval=True))
     x, t = inputs(spec)
     whole = network(x, t, 0.3 * t, LABELS)
-    one = network(x[1:2], t[1:2], 0.3 * t[1:2], LABELS[1:2])
+    one = network(x[1:2], t[1:2], 0.3 * t[1:2], LABELS.rows(slice(1, 2)))
     torch.testing.assert_close(whole[1:2], one, rtol=1e-5, atol=1e-6)
 
 
 def test_teacher_cannot_be_copied_into_a_network_of_another_shape(spec):
     with pytest.raises(RuntimeError):
-        copy_shared_weights(built(spec), built(replace(spec, width=32)))
+        copy_shared_weights(built(spec), built(with_settings(spec, width=32)))
     with pytest.raises(RuntimeError, match="lacks"):
-        copy_shared_weights(built(spec), built(replace(spec, depth=spec.depth + 1)))
+        copy_shared_weights(built(spec), built(with_settings(spec, depth=spec.settings["depth"] + 1)))
     with pytest.raises(RuntimeError, match="no place"):
         copy_shared_weights(built(replace(spec, interval=True)), built(spec))
 
@@ -105,11 +118,11 @@ def test_spec_survives_the_way_to_json_and_back(spec):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "unet"}, "unknown network kind"),
-        ({"kind": "mlp"}, "use network kind 'dit'"),
+        ({"kind": "unet"}, "unknown network 'unet': choose dit, mlp"),
+        ({"kind": "mlp", "settings": SPECS["mlp"].settings}, "use network kind 'dit'"),
         ({"shape": (2,)}, "use network kind 'mlp'"),
-        ({"width": 15}, "not a multiple of heads"),
-        ({"patch_size": 3}, "does not divide"),
+        ({"settings": SPECS["dit"].settings | {"width": 15}}, "not a multiple of heads"),
+        ({"settings": SPECS["dit"].settings | {"patch_size": 3}}, "does not divide"),
     ],
 )
 def test_impossible_spec_is_refused_with_a_remedy(changes, message):
@@ -117,10 +130,54 @@ def test_impossible_spec_is_refused_with_a_remedy(changes, message):
         replace(SPECS["dit"], **changes)
 
 
-def test_patches_put_together_are_the_image_again():
-    network = built(SPECS["dit"])
-    x, _ = inputs(SPECS["dit"])
-    torch.testing.assert_close(network.to_image(network.to_tokens(x)), x, rtol=0, atol=0)
+def test_a_network_has_the_settings_of_its_own_kind_only():
+    assert set(settings_of(find("network", "mlp").load())) == {"width", "depth", "activation"}
+    assert set(settings_of(find("network", "dit").load())) == {"width", "depth", "heads", "patch_size"}
+
+
+@dataclass(frozen=True)
+class Loudness:
+    """A condition of one number a sample."""
+
+    name = "loudness"
+    is_constant = False
+
+    def null(self, count, device):
+        return torch.full((count, 1), -1.0, device=device)
+
+
+def test_a_condition_without_an_embedder_is_refused_by_name(spec):
+    with pytest.raises(AyfError, match="has no embedder for loudness"):
+        build_network(replace(spec, conditions=ConditionSpec(loudness=Loudness())))
+
+
+def test_a_network_is_told_each_condition_of_its_spec_and_the_null_of_what_is_not_given(spec):
+    two = replace(spec, conditions=ConditionSpec(labels=ClassLabels(3), genres=ClassLabels(2)))
+    network = built(two)
+    x, t = inputs(spec)
+    genres = torch.tensor([0, 1, 1, 0])
+    both = network(x, t, t, Condition(labels=LABELS["labels"], genres=genres))
+    assert (network(x, t, t, Condition(labels=LABELS["labels"], genres=1 - genres)) - both).abs().max() > 1e-4
+    null = network(x, t, t, Condition(labels=LABELS["labels"], genres=torch.full((4,), 2)))
+    torch.testing.assert_close(network(x, t, t, LABELS), null, rtol=0, atol=0)
+    with pytest.raises(AyfError, match="a condition cannot be called 'times'"):
+        build_network(replace(dit(), conditions=ConditionSpec(times=ClassLabels(3))))
+
+
+def test_weights_keep_their_names():
+    assert "label.table.weight" in build_network(SPECS["dit"]).state_dict()
+    assert "label.weight" in build_network(SPECS["mlp"]).state_dict()
+
+
+@pytest.mark.parametrize("spatial", [(6,), (4, 6), (2, 4, 6)])
+def test_patches_put_together_are_the_image_again(spatial):
+    x = torch.randn(2, 3, *spatial, generator=torch.Generator().manual_seed(0))
+    tokens = to_tokens(x, 2)
+    assert tokens.shape == (2, math.prod(spatial) // 2 ** len(spatial), 3 * 2 ** len(spatial))
+    assert torch.equal(to_image(tokens, patch_grid(spatial, 2), 2), x)
+    # The second token is the patch beside the first along the last axis.
+    corner = tuple(slice(0, 2) for _ in spatial[:-1])
+    assert torch.equal(tokens[:, 1].reshape(2, 3, -1), x[(..., *corner, slice(2, 4))].reshape(2, 3, -1))
 
 
 @pytest.mark.parametrize("lower", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.float()])

@@ -7,16 +7,12 @@ import pytest
 import torch
 
 from ayf_core.analytic import Gaussian
+from ayf_core.conditions import Condition
 from ayf_core.errors import AyfError
-from ayf_core.samplers import (
-    SamplingSettings,
-    polynomial_grid,
-    read_grid,
-    sample_flow_map,
-    shifted_grid,
-    solve_ode,
-    uniform_grid,
-)
+from ayf_core.sampling.flow_map_chain import sample_flow_map
+from ayf_core.sampling.grids import polynomial_grid, shifted_grid, uniform_grid
+from ayf_core.sampling.ode import solve_ode
+from ayf_core.sampling.settings import SamplingSettings, read_grid
 
 FIELD = Gaussian(torch.tensor([0.5, -1.0]), torch.tensor([[1.5, 0.4], [0.4, 0.3]]))
 
@@ -51,7 +47,7 @@ def test_deterministic_chain_of_an_exact_map_is_one_exact_jump():
 def test_half_gamma_jumps_past_the_target_by_the_documented_time():
     asked = []
 
-    def spy(x, t, s, labels, guidance_scale):
+    def spy(x, t, s, condition, guidance_scale):
         asked.append((t[0].item(), s[0].item()))
         return FIELD.flow_map(x, t, s)
 
@@ -64,7 +60,7 @@ def test_half_gamma_jumps_past_the_target_by_the_documented_time():
 def test_gamma_one_is_consistency_sampling():
     asked = []
 
-    def spy(x, t, s, labels, guidance_scale):
+    def spy(x, t, s, condition, guidance_scale):
         asked.append(s[0].item())
         return torch.zeros_like(x)
 
@@ -92,7 +88,7 @@ def test_ode_evaluations_are_calls_times_the_cost_of_a_call(method, calls):
         evaluations_per_call = 2
         calls = 0
 
-        def __call__(self, x, t, labels=None, guidance_scale=None):
+        def __call__(self, x, t, condition=None, guidance_scale=None):
             self.calls += 1
             return FIELD(x, t)
 
@@ -134,7 +130,7 @@ def test_samples_keep_the_dtype_of_the_noise_while_time_stays_float64(method):
     class Spy:
         evaluations_per_call = 1
 
-        def __call__(self, x, t, labels=None, guidance_scale=None):
+        def __call__(self, x, t, condition=None, guidance_scale=None):
             assert t.dtype == torch.float64
             assert t.shape == (len(x),)
             assert x.dtype == torch.float32
@@ -145,27 +141,27 @@ def test_samples_keep_the_dtype_of_the_noise_while_time_stays_float64(method):
     assert chain.x.dtype == torch.float32
 
 
-def test_labels_and_guidance_reach_the_network():
-    labels, scale = torch.tensor([3, 7]), torch.tensor([1.0, 2.0])
+def test_condition_and_guidance_reach_the_network():
+    condition, scale = Condition(labels=torch.tensor([3, 7])), torch.tensor([1.0, 2.0])
     seen = []
 
     class Spy:
         evaluations_per_call = 1
 
-        def __call__(self, x, t, labels=None, guidance_scale=None):
-            seen.append((labels, guidance_scale))
+        def __call__(self, x, t, condition=None, guidance_scale=None):
+            seen.append((condition, guidance_scale))
             return x
 
-    solve_ode(Spy(), noise(2), uniform_grid(1), "euler", labels, scale)
+    solve_ode(Spy(), noise(2), uniform_grid(1), "euler", condition, scale)
     sample_flow_map(
-        lambda x, t, s, labels, guidance_scale: seen.append((labels, guidance_scale)) or x,
+        lambda x, t, s, condition, guidance_scale: seen.append((condition, guidance_scale)) or x,
         noise(2),
         uniform_grid(1),
-        labels,
+        condition,
         scale,
     )
     assert len(seen) == 2
-    assert all(seen_labels is labels and seen_scale is scale for seen_labels, seen_scale in seen)
+    assert all(told is condition and seen_scale is scale for told, seen_scale in seen)
 
 
 def test_sampling_records_no_gradient():
@@ -269,7 +265,7 @@ def test_settings_come_back_from_their_dictionary_whatever_else_stands_there():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"grid": "cosine"}, "choose uniform, shifted, polynomial"),
+        ({"grid": "cosine"}, "unknown time grid 'cosine': choose polynomial, shifted, uniform"),
         ({"grid": "shifted", "grid_parameter": 0.0}, "above 0"),
         ({"grid": "polynomial", "grid_parameter": float("inf")}, "above 0"),
         ({"grid_parameter": 2.0}, "takes no parameter"),
@@ -293,5 +289,5 @@ def test_a_grid_is_written_as_its_name_and_parameter():
 
 @pytest.mark.parametrize("text", ["", "shifted", "shifted:", "shifted:two", "uniform:1", "cosine:1", "shifted:nan"])
 def test_what_is_no_grid_is_refused_with_an_example(text):
-    with pytest.raises(AyfError, match=r"write uniform, shifted:2.0 or polynomial:0.7"):
+    with pytest.raises(AyfError, match=r"write polynomial:0.7, shifted:2.0 or uniform"):
         read_grid(text)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ayf_core.randomness import StepRandom
-from ayf_core.times import IntervalLaw
+from tests.made import intervals
 
 COUNT = 400_000
 
 
 def draw(count=COUNT, seed=0, **settings):
-    return IntervalLaw(**settings).sample(StepRandom(seed, 0, count))
+    return intervals(**settings).sample(StepRandom(seed, 0, count))
 
 
 def share(condition):
@@ -65,3 +65,19 @@ def test_asked_shares_are_full_jumps_and_on_the_diagonal():
 def test_the_published_law_draws_neither_full_jumps_nor_the_diagonal():
     t, s = draw()
     assert share((t == s) | ((t == 1) & (s == 0))) == 0
+
+
+def test_where_a_pair_lies_is_drawn_apart_from_which_kind_of_pair_it_is():
+    # Of the pairs on the diagonal, and of the others, s fills its whole room.
+    t, s = draw(diagonal_fraction=0.5)
+    for chosen in (t == s, t > s):
+        place = (s / (1 - (t - s)))[chosen][:100_000]
+        quartiles = torch.quantile(place, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+        torch.testing.assert_close(quartiles, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), rtol=0, atol=0.01)
+
+
+def test_how_long_an_interval_is_and_where_it_lies_are_independent():
+    t, s = draw(diagonal_fraction=0.2)
+    kept = t > s
+    pair = torch.stack([(t - s)[kept], (s / (1 - (t - s)))[kept]])
+    assert abs(float(torch.corrcoef(pair)[0, 1])) < 4 / COUNT**0.5 * 1.2

@@ -11,10 +11,9 @@ from torch import nn
 
 from ayf_core.analytic import Gaussian
 from ayf_core.errors import AyfError, Preempted
-from ayf_core.networks import NetworkSpec, build_network
-from ayf_core.objectives import Batch, EulerianDistillation, FlowMatching, Loss, TangentSettings
-from ayf_core.objectives.base import Objective
-from ayf_core.times import IntervalLaw
+from ayf_core.networks.build import build_network
+from ayf_core.objectives.base import Batch, Loss, Objective
+from ayf_core.objectives.flow_matching import FlowMatching
 from ayf_core.training import phases as phases_module
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import LocalContext
@@ -23,6 +22,8 @@ from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import SKIPPED_IN_A_ROW, Phase
 from ayf_core.training.trainer import Trainer
 from tests.ayf_core.trainings import training_settings
+from tests.made import labels, matching, mlp, tangent
+from tests.made import objective as made_objective
 
 DATA = Gaussian(torch.tensor([0.5, -1.0]), torch.tensor([[1.0, 0.3], [0.3, 0.5]]))
 STEPS = 12
@@ -31,7 +32,7 @@ SETTINGS = training_settings(steps=STEPS, weight_decay=0.01, warmup_steps=3, sch
 
 def network_of(dropout=False, dtype=torch.float32):
     torch.manual_seed(0)
-    network = build_network(NetworkSpec(kind="mlp", shape=(2,), num_classes=1, width=8, depth=2, interval=True))
+    network = build_network(mlp(classes=1, width=8, interval=True))
     if dropout:
         network.hidden.append(nn.Dropout(0.3))
     return network.to(dtype)
@@ -39,12 +40,11 @@ def network_of(dropout=False, dtype=torch.float32):
 
 def data_of(count=21, dtype=torch.float32):
     x = DATA.sample(count, torch.Generator().manual_seed(0)).to(dtype)
-    return TensorData(x, torch.zeros(count, dtype=torch.long))
+    return TensorData(x, labels(torch.zeros(count, dtype=torch.long)))
 
 
 def distillation(**settings):
-    tangent = TangentSettings(warmup_steps=6, **settings)
-    return EulerianDistillation(teacher=DATA, time_law=IntervalLaw(), tangent=tangent)
+    return made_objective(teacher=DATA, tangent=tangent(warmup_fraction=0.5, **settings), steps=STEPS)
 
 
 class Stop(Exception):
@@ -72,7 +72,7 @@ class StopAfter:
 
 def trainer_of(folder, *, stop=None, objectives=None, dropout=True, data=None, steps=STEPS, seed=3, **options):
     context = LocalContext(folder)
-    objectives = objectives or {"student": distillation(), "other": FlowMatching()}
+    objectives = objectives or {"student": distillation(), "other": matching()}
     phases = [
         Phase(name=name, network=network_of(dropout), objective=objective) for name, objective in objectives.items()
     ]
@@ -148,7 +148,7 @@ def test_resumed_training_starts_at_its_newest_checkpoint(tmp_path):
             seen.append(step)
             return super().__call__(network, batch, random, step, monitor)
 
-    trainer_of(tmp_path, objectives={"student": Counting(), "other": FlowMatching()}).fit()
+    trainer_of(tmp_path, objectives={"student": matching(Counting), "other": matching()}).fit()
     assert seen == list(range(6, STEPS))
 
 
@@ -184,7 +184,7 @@ class Breaking(Objective):
 
     def __init__(self, broken, bad=float("nan")):
         self.broken, self.bad = broken, bad
-        self.inner = FlowMatching()
+        self.inner = matching()
 
     def __call__(self, network, batch, random, step, monitor=False):
         loss = self.inner(network, batch, random, step, monitor)
@@ -209,7 +209,7 @@ def test_step_with_a_gradient_that_is_not_finite_is_skipped_and_counted(tmp_path
     assert trainer.skipped == 1
     assert all(p.isfinite().all() for p in trainer.phases[0].network.parameters())
 
-    before = trainer_of(tmp_path / "before", objectives={"student": FlowMatching()}, stop=5)
+    before = trainer_of(tmp_path / "before", objectives={"student": matching()}, stop=5)
     with pytest.raises(Stop):
         before.fit()
     torch.testing.assert_close(after, moved_by_a_step(before), rtol=0, atol=0)
@@ -237,7 +237,7 @@ def test_broken_gradients_now_and_then_do_not_end_the_training(tmp_path):
 
 
 def test_one_broken_phase_ends_the_training_though_the_other_is_well(tmp_path):
-    objectives = {"student": Breaking(lambda step: True), "other": FlowMatching()}
+    objectives = {"student": Breaking(lambda step: True), "other": matching()}
     with pytest.raises(AyfError, match="'student' was not finite"):
         trainer_of(tmp_path, objectives=objectives, steps=100).fit()
 
@@ -256,7 +256,7 @@ def test_nan_in_the_data_ends_the_training_with_a_word_about_the_data(tmp_path):
     data = data_of()
     data.x[:] = float("nan")
     with pytest.raises(AyfError, match="NaN in the data"):
-        trainer_of(tmp_path, objectives={"student": FlowMatching()}, data=data, steps=100).fit()
+        trainer_of(tmp_path, objectives={"student": matching()}, data=data, steps=100).fit()
 
 
 def test_gradients_are_clipped_to_the_asked_norm(tmp_path, monkeypatch):
@@ -268,7 +268,7 @@ def test_gradients_are_clipped_to_the_asked_norm(tmp_path, monkeypatch):
             seen.append(float(torch.cat(grads).norm()))
 
     monkeypatch.setattr(phases_module, "build_optimiser", lambda module, _: Recording(module.parameters(), lr=0.1))
-    phase = Phase(name="student", network=network_of(), objective=FlowMatching())
+    phase = Phase(name="student", network=network_of(), objective=matching())
     settings = training_settings(steps=3, gradient_clip=0.01)
     Trainer([phase], data_of(), settings, LocalContext(tmp_path), seed=0).fit()
     assert seen == pytest.approx([0.01] * 3, rel=1e-2)
@@ -299,7 +299,7 @@ def test_a_stop_is_a_checkpoint_of_that_very_step_and_the_rest_goes_on_from_it(t
 
 
 def other_phases(folder):
-    return trainer_of(folder, objectives={"teacher": FlowMatching()})
+    return trainer_of(folder, objectives={"teacher": matching()})
 
 
 def other_network(folder):
@@ -332,7 +332,7 @@ def test_phases_train_one_after_the_other_on_the_same_batch(tmp_path):
             seen.append((step, batch.x))
             return super().__call__(network, batch, random, step, monitor)
 
-    trainer_of(tmp_path, objectives={"student": Seeing(), "other": Seeing()}, steps=3).fit()
+    trainer_of(tmp_path, objectives={"student": matching(Seeing), "other": matching(Seeing)}, steps=3).fit()
     assert [step for step, _ in seen] == [0, 0, 1, 1, 2, 2]
     for (_, first), (_, second) in zip(seen[::2], seen[1::2], strict=True):
         assert torch.equal(first, second)
@@ -342,8 +342,8 @@ def test_phases_train_one_after_the_other_on_the_same_batch(tmp_path):
 
 
 def test_tensor_data_gives_the_asked_samples():
-    data = TensorData(torch.arange(10.0)[:, None], torch.arange(10))
+    data = TensorData(torch.arange(10.0)[:, None], labels(torch.arange(10)))
     batch = data.batch(data.read(torch.tensor([3, 3, 7])), random=None)
     assert isinstance(batch, Batch)
-    assert batch.labels.tolist() == [3, 3, 7]
+    assert batch.condition["labels"].tolist() == [3, 3, 7]
     assert len(data) == 10

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.cluster.slurm_cluster import SlurmCluster
 
-CODE = ("ayf_core", "dashboards", "pipelines", "sweeps", "conf", "dvc.yaml")
+CODE = ("ayf_core", "dashboards", "pipelines", "sweeps", "conf", "plugins", "dvc.yaml")
 STEPS = 1500
 CHECKPOINT_EVERY = 100
 
@@ -75,10 +75,10 @@ class Project:
             raise AssertionError(f"{error}\n{self.log(job)[-4000:]}") from error
 
     def _wait(self, ready: Callable[[], bool], what: str, job: str, seconds: float) -> None:
-        patience = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while not ready():
             ended = self.slurm.state(job) in {"COMPLETED", "FAILED", "CANCELLED"}
-            if ended or time.monotonic() > patience:
+            if ended or time.monotonic() > deadline:
                 raise AssertionError(f"no {what} of job {job}:\n{self.log(job)[-4000:]}")
             time.sleep(0.1)
 

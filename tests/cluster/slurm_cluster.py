@@ -143,9 +143,9 @@ class SlurmCluster:
 
     def wait_for(self, job: str, states: set[str], seconds: float) -> str:
         """Wait until the job is in one of `states`; returns it. Raises TimeoutError."""
-        patience = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while (state := self.state(job)) not in states:
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job} is {state}, not {states}, after {seconds:.0f} s")
             time.sleep(0.2)
         return state
@@ -321,7 +321,7 @@ class SlurmCluster:
             )
 
     def _await(self, ready: object, name: str, seconds: float = 120) -> None:
-        patience = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while True:
             daemon = self._daemons.get(name)
             if daemon is not None and daemon.poll() is not None:
@@ -331,7 +331,7 @@ class SlurmCluster:
                     return
             except (RuntimeError, IndexError):
                 pass
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 raise RuntimeError(f"{name} is not ready after {seconds:.0f} s: {self._log(name)[-2000:]}")
             time.sleep(0.1)
 

@@ -73,9 +73,9 @@ class Story:
 
     def steps_lost_when_it_goes_on(self, job: str, seconds: float = 300) -> int:
         """Wait until training goes on: the steps noted before that are trained again."""
-        patience = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         reached = self._project.step()
-        while time.monotonic() < patience:
+        while time.monotonic() < deadline:
             if self._path.stat().st_ino != self._inode:
                 newest = max(int(place.name[5:]) for place in found_below(self._path.parent, "step_????????"))
                 return max(0, reached - newest)  # a stop's checkpoint may be of a later step than the last noted

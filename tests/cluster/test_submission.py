@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from ayf_core.errors import AyfError
-from pipelines.execution.attempt import ATTEMPT, Attempt, told_to_job
+from pipelines.execution.attempt import ATTEMPT, Attempt, reported_to_job
 from pipelines.execution.progress import TrainingProgress
 from pipelines.settings.runtime import RuntimeConfig, load_runtime, with_runtime_values
 from pipelines.slurm import job, submission
@@ -107,28 +107,28 @@ def test_of_an_elastic_job_those_that_came_are_enough(tmp_path: Path):
 def test_a_task_0_that_is_gone_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipelines.execution.attempt._BEAT_SECONDS", 0.05)
     attempt = Attempt(tmp_path)
-    pulse = attempt.pulse()
-    attempt.beat()
+    heartbeat = attempt.heartbeat()
+    attempt.start_heartbeat()
     for _ in range(3):  # it is heard again and again
-        reached(lambda: pulse.silent_seconds() > 0.02)
-        reached(lambda: pulse.silent_seconds() < 0.02)
+        reached(lambda: heartbeat.silent_seconds() > 0.02)
+        reached(lambda: heartbeat.silent_seconds() < 0.02)
     attempt.end("done")  # the thread ends, as it would with its process
-    reached(lambda: pulse.silent_seconds() > 1)
+    reached(lambda: heartbeat.silent_seconds() > 1)
 
 
 def test_a_task_that_was_suspended_does_not_take_task_0_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = 1000.0
     monkeypatch.setattr("pipelines.execution.attempt.time.monotonic", lambda: now)
     attempt = Attempt(tmp_path)
-    (tmp_path / "beat").touch()
-    pulse = attempt.pulse()
-    pulse.silent_seconds()
+    (tmp_path / "heartbeat").touch()
+    heartbeat = attempt.heartbeat()
+    heartbeat.silent_seconds()
     now += 20
-    assert pulse.silent_seconds() == 20
+    assert heartbeat.silent_seconds() == 20
     now += 500  # nobody looked
-    assert pulse.silent_seconds() == 20
+    assert heartbeat.silent_seconds() == 20
     now += 20
-    assert pulse.silent_seconds() == 40
+    assert heartbeat.silent_seconds() == 40
 
 
 def reached(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -141,10 +141,10 @@ def reached(condition: Callable[[], bool], seconds: float = 60) -> None:
 def test_a_job_learns_what_became_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     attempt = Attempt(tmp_path)
     monkeypatch.setenv(ATTEMPT, str(tmp_path))
-    with told_to_job():
+    with reported_to_job():
         assert attempt.has_unfinished_stage()
     assert not attempt.has_unfinished_stage()
-    with pytest.raises(AyfError), told_to_job():
+    with pytest.raises(AyfError), reported_to_job():
         raise AyfError("the data are NaN")
     assert attempt.failure_file.read_text() == "the data are NaN"
     assert not attempt.has_unfinished_stage()

@@ -9,13 +9,20 @@ import pytest
 
 from tests.cluster.cluster_project import CODE, Project
 from tests.cluster.slurm_cluster import SlurmCluster
-from tests.sweeps.sweep_project import write_project
+from tests.made_once import made_once
+from tests.sweeps.sweep_project import copy_of, write_project
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
-def test_trials_of_a_sweep_train_on_both_nodes(tmp_path: Path, repository: Path, slurm: SlurmCluster):
-    root = write_project(tmp_path / "project")
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Latents and teachers of a small project, as the tests of sweeps make them too."""
+    return made_once(tmp_path_factory, "sweep-project", write_project)
+
+
+def test_trials_of_a_sweep_train_on_both_nodes(made: Path, tmp_path: Path, repository: Path, slurm: SlurmCluster):
+    root = copy_of(made, tmp_path / "project")
     for name in CODE:  # what lies there as links is for one machine
         place = root / name
         if not place.exists():

@@ -69,6 +69,11 @@ def test_use_prints_what_changed_in_the_file(project: Path) -> None:
     assert load_config(project).seed == 3
 
 
+def test_use_says_where_the_steps_are_too_few_to_learn_anything(project: Path) -> None:
+    assert "note: the teacher trains 8 steps, too few" in ayf("params", "use", "preset=smoke").stdout
+    assert "note:" not in ayf("params", "use", "preset=smoke", "teacher.training.steps=100").stdout
+
+
 def test_use_without_a_preset_lists_them(project: Path) -> None:
     result = ayf("params", "use", "seed=3")
     assert result.exit_code == 1

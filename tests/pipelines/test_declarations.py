@@ -1,70 +1,71 @@
-"""dvc.yaml declares what the stages' code reads: an edit that can change a result must rebuild it."""
+"""dvc.yaml as this project reads it, and what this project's own declares."""
 
-import ast
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines.project.declarations import Declaration, read_declarations
+from ayf_core.errors import AyfError
+from pipelines.project.code import PLUGIN_STAGE, lists_code
+from pipelines.project.declarations import read_declarations
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DECLARED = read_declarations(REPOSITORY)
-# Carries a training function to where it runs, checks settings, writes the story: it decides no result.
-ORCHESTRATION = {"config", "declarations", "execution", "runtime", "stage", "stages", "tracking"}
-# A job's settings come from here; what it does with a trained model concerns training stages alone.
-NO_TRAINING = {"encode_latents", "evaluate"}
-# What becomes of files that cannot be read, and where a function runs: they give no result.
-REFUSALS = {"ayf_core/errors.py", "ayf_core/files.py", "ayf_core/training/context.py"}
-# Draws reports/dashboard.html, which is no output: a change of it rebuilds nothing.
-BY_PRODUCT = {"dashboards/page.py"}
+NOT_COMPUTED = {"code", PLUGIN_STAGE}
 
 
-def imported_files(path: Path) -> set[str]:
-    """Files of this repository that a module imports, as dvc.yaml would name them."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        else:
-            continue
-        for module in modules:
-            file = REPOSITORY / Path(*module.split(".")).with_suffix(".py")
-            if file.is_file():
-                found.add(file.relative_to(REPOSITORY).as_posix())
-    return found
+def project(root: Path, stages: str, params: str = "") -> Path:
+    (root / "dvc.yaml").write_text(stages)
+    (root / "params.yaml").write_text(params)
+    return root
 
 
-def covered(file: str, declaration: Declaration) -> bool:
-    return any(file == dep or file.startswith(f"{dep}/") for dep in declaration.deps)
+def test_every_stage_lists_its_own_code_and_no_other() -> None:
+    for stage in read_declarations(REPOSITORY).values():
+        if stage.base not in NOT_COMPUTED:
+            assert lists_code(stage)
+            assert [dep for dep in stage.deps if dep.endswith((".py", ".json")) or dep.startswith("ayf_core")] == [
+                f".code/{stage.name}.json"
+            ]
 
 
-@pytest.mark.parametrize("name", DECLARED)
-def test_a_stage_depends_on_its_own_file_and_on_what_that_imports(name: str) -> None:
-    declaration = DECLARED[name]
-    own = f"pipelines/stages/{declaration.base}.py"
-    wanted = {own} | imported_files(REPOSITORY / own)
-    if "pipelines/stages/assembly.py" in wanted and declaration.base not in NO_TRAINING:
-        wanted |= imported_files(REPOSITORY / "pipelines/stages/assembly.py")
-    else:
-        wanted.discard("pipelines/stages/assembly.py")
-    ours = {f for f in wanted if not (f.startswith("pipelines/") and Path(f).stem in ORCHESTRATION)}
-    missing = {f for f in ours - REFUSALS if not covered(f, declaration)}
-    missing -= BY_PRODUCT
-    assert not missing
+def test_every_stage_has_its_module() -> None:
+    bases = {stage.base for stage in read_declarations(REPOSITORY).values()} - NOT_COMPUTED
+    assert {base for base in bases if not (REPOSITORY / f"pipelines/stages/{base}.py").is_file()} == set()
 
 
-@pytest.mark.parametrize("name", DECLARED)
-def test_the_library_code_a_stage_depends_on_brings_what_it_imports(name: str) -> None:
-    """What a declared file of `ayf_core` imports is declared too, all the way down."""
-    declaration = DECLARED[name]
-    files = [
-        file
-        for dep in declaration.deps
-        if dep.startswith("ayf_core")
-        for file in ([REPOSITORY / dep] if dep.endswith(".py") else sorted((REPOSITORY / dep).rglob("*.py")))
-    ]
-    imported = {found for file in files for found in imported_files(file)}
-    library = {f for f in imported if f.startswith("ayf_core/")} - REFUSALS
-    assert not {f for f in library if not covered(f, declaration)}
+TEMPLATED = """
+vars: [{models: [a, b]}]
+stages:
+  distill:
+    matrix: {objective: "${distill.objectives}", model: "${models}"}
+    cmd: echo
+    outs: ["made/${item.objective}/${item.model}"]
+  flow:
+    matrix: {objective: "${flow}"}
+    cmd: echo
+"""
+
+
+def test_a_matrix_takes_its_lists_from_settings_and_vars_and_an_empty_one_makes_no_stage(tmp_path: Path) -> None:
+    root = project(tmp_path, TEMPLATED, "distill: {objectives: [emd, lmd]}\nflow: []\n")
+    declared = read_declarations(root)
+    assert list(declared) == ["distill@emd-a", "distill@emd-b", "distill@lmd-a", "distill@lmd-b"]
+    assert declared["distill@lmd-b"].outputs == ("made/lmd/b",)
+
+
+def test_dvc_reads_templated_matrices_as_this_project_does(tmp_path: Path) -> None:
+    root = project(tmp_path, TEMPLATED, "distill: {objectives: [emd, lmd]}\nflow: []\n")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=root, check=True)
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "stage", "list", "--name-only"], cwd=root, capture_output=True, text=True
+    )
+    assert listed.stdout.split() == list(read_declarations(root)), listed.stderr
+    shutil.rmtree(root / ".dvc")
+
+
+def test_a_matrix_over_something_else_than_a_list_is_named(tmp_path: Path) -> None:
+    root = project(tmp_path, 'stages: {flow: {matrix: {objective: "${flow}"}, cmd: x}}', "flow: emd\n")
+    with pytest.raises(AyfError, match=r"the matrix's objective is 'emd': make it a list"):
+        read_declarations(root)

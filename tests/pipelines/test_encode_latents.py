@@ -12,7 +12,7 @@ from ayf_core.data.codecs.identity import IdentityCodec
 from ayf_core.data.latent_shards import ShardNote, write_latents, write_manifest
 from ayf_core.data.latents import LatentDataset
 from ayf_core.errors import AyfError, Preempted
-from pipelines.settings import experiment as schema
+from ayf_core.registry import Chosen, find
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages import encode_latents
 from pipelines.stages.assembly import Job
@@ -45,8 +45,14 @@ class Worker:
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     IdentityCodec().save(tmp_path / "codec")
-    data = schema.Data(name="checkerboard", folder=None, size=700, image_size=None, test_fraction=0.2)
-    return Job(seed=0, runtime=RuntimeConfig(), data=data, codec=tmp_path / "codec")
+    return Job(
+        seed=0,
+        runtime=RuntimeConfig(),
+        data=Chosen(find("data set", "checkerboard"), {"size": 700, "test_fraction": 0.2}),
+        features=Chosen(find("features", "pixels")),
+        neighbours=5,
+        codec=tmp_path / "codec",
+    )
 
 
 def manifest_of(folder: Path, job: Job) -> dict[str, bytes]:

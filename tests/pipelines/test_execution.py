@@ -1,13 +1,8 @@
-"""Training under Ray Train and in this process: results, resumption, errors, what is logged and shown."""
+"""Training in this process: results, resumption, errors, what is logged and shown. On Ray: tests/reliability."""
 
 import importlib.util
 import io
-import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,29 +18,12 @@ _spec = importlib.util.spec_from_file_location("toy_project", HERE / "toy_projec
 toy = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(toy)
 
-REPOSITORY = HERE.parents[1]
 FINAL = [float(sum(range(1, 61)))] * 3  # of a walk of 60 steps
 
 
 def fit(folder, on_log=lambda records: None, **config):
     settings = {"steps": 60, **config}
     return run_training(toy.train, settings, folder=folder, name="walk", runtime=toy.runtime(), on_log=on_log)
-
-
-def start(root, stage="walk@up", mode="inline", workers=1, **environment):
-    """The stage in a process of its own."""
-    command = [sys.executable, str(HERE / "toy_project.py"), str(root), stage, mode, str(workers)]
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for_checkpoint(root, process, step, seconds=240):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and process.poll() is None:
-        if any(int(p.name[5:]) >= step for p in root.glob("runs/*/*/training/checkpoints/step_*")):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"no checkpoint of step {step}: {process.communicate()[0] if process.poll() else 'too slow'}")
 
 
 def test_training_returns_its_result_and_hands_every_record_over(tmp_path):
@@ -132,34 +110,3 @@ def test_outside_a_terminal_progress_is_a_line_every_tenth():
     assert lines[1] == "walk: step 10 of 100, loss 2, 4 steps/s, 22 s left"
     assert len(lines) == 11  # the note, nine tenths, the summary
     assert lines[-1] == "walk: 100 steps in 25 s, loss 2, 4 steps/s"
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_on_ray_a_killed_driver_resumes_and_a_dead_address_does_not_matter(tmp_path):
-    root = toy.write_project(tmp_path, "make: {size: 3}\nwalk: {steps: 60, sleep: 0.1}\n")
-    toy.run(root, "make")
-    first = start(root, mode="ray", RAY_ADDRESS="127.0.0.1:9")
-    wait_for_checkpoint(root, first, 20)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    again = start(root, mode="ray", RAY_ADDRESS="127.0.0.1:9")
-    output = again.communicate(timeout=300)[0]
-    assert again.returncode == 0, output
-    assert "Traceback" not in output
-    assert "INFO" not in output
-    assert json.loads((root / "models/up/model.json").read_text()) == FINAL
-    result = json.loads(next(root.glob("runs/walk@up/*/training/result.json")).read_text())
-    assert result["start"] >= 20
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_on_ray_two_workers_reduce_together_and_a_killed_one_is_replaced(tmp_path):
-    root = toy.write_project(tmp_path, "make: {size: 3}\nwalk: {steps: 60, kill_at: 25}\n")
-    toy.run(root, "make")
-    process = start(root, mode="ray", workers=2)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, output
-    result = json.loads(next(root.glob("runs/walk@up/*/training/result.json")).read_text())
-    assert result == {"position": FINAL, "start": 20, "workers": 2}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -11,15 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ayf_core.generator import Generator
+from ayf_core.sampling.generator import Generator
 from pipelines.execution.run import run_stage
 from pipelines.settings.runtime import RuntimeConfig
+from tests.chain import copy_outputs, make_project
 
-_spec = importlib.util.spec_from_file_location("chain", Path(__file__).parent / "test_pipeline.py")
-assert _spec is not None
-assert _spec.loader is not None
-chain = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(chain)
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SHARDED = RuntimeConfig(
@@ -34,15 +29,6 @@ SHARDED = RuntimeConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = chain.make_project(tmp_path_factory.mktemp("alone") / "project")
-    for name in chain.CHAIN[:8]:
-        if name not in ("train_features", "distill@lmd"):
-            run_stage(root, name, runtime=chain.inline())
-    return root
-
-
 @pytest.mark.parametrize(
     ("stage", "model", "runtime"),
     [
@@ -52,13 +38,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_stage_on_sharded_workers_makes_the_model_that_one_process_makes(
-    alone: Path, tmp_path: Path, stage: str, model: str, runtime: RuntimeConfig
+    smoke_chain: Path, tmp_path: Path, stage: str, model: str, runtime: RuntimeConfig
 ):
-    root = chain.make_project(tmp_path / "project")
-    chain.copy_outputs(alone, root)
+    root = make_project(tmp_path / "project")
+    copy_outputs(smoke_chain, root)
     shutil.rmtree(root / "models" / model)
     run_stage(root, stage, runtime=runtime)
-    for name in ("model.safetensors", *(f"ema/{path.name}" for path in (alone / "models" / model / "ema").iterdir())):
-        ours, theirs = (load_file(place / "models" / model / name) for place in (root, alone))
+    for name in (
+        "model.safetensors",
+        *(f"ema/{path.name}" for path in (smoke_chain / "models" / model / "ema").iterdir()),
+    ):
+        ours, theirs = (load_file(place / "models" / model / name) for place in (root, smoke_chain))
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     Generator.load(root / "models" / model)

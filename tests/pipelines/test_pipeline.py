@@ -16,49 +16,16 @@ from PIL import Image
 
 from ayf_core.errors import AyfError
 from ayf_core.files import found_below
-from ayf_core.generator import Generator
+from ayf_core.sampling.generator import Generator
+from pipelines.execution.accepting import accept_changes
 from pipelines.execution.run import run_stage
 from pipelines.project.declarations import fingerprint, read_declarations
-from pipelines.settings import params_file as params
 from pipelines.settings.experiment import load_config
-from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages.sampling import sample_grid
 from pipelines.tracking.store import tracking_uri
+from tests.chain import CHAIN, REPOSITORY, copy_outputs, inline, make_project
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CHAIN = [
-    "train_codec",
-    "train_features",
-    "encode_latents",
-    "train_teacher",
-    "train_weak_teacher",
-    "distill@emd",
-    "distill@lmd",
-    "finetune_adversarial",
-    *(f"evaluate@{name}" for name in ("teacher", "weak_teacher", "emd", "lmd", "adversarial")),
-    "report",
-]
 pytestmark = pytest.mark.slow
-
-
-def make_project(root: Path, *overrides: str, preset: str = "smoke") -> Path:
-    """A project folder with this repository's code and stages, and settings of its own."""
-    root.mkdir(parents=True, exist_ok=True)
-    for name in ("ayf_core", "dashboards", "pipelines", "conf", "dvc.yaml"):
-        (root / name).symlink_to(REPOSITORY / name)
-    (root / "data/images").mkdir(parents=True)
-    params.write(root, params.from_preset(root, preset, list(overrides)), preset)
-    (root / "runtime.yaml").write_text("mode: inline\ncheckpoint_every: 2\nlog_every: 1\nsystem_metrics: false\n")
-    return root
-
-
-def copy_outputs(source: Path, target: Path) -> None:
-    for name in ("models", "data"):
-        shutil.copytree(source / name, target / name, dirs_exist_ok=True)
-
-
-def inline() -> RuntimeConfig:
-    return RuntimeConfig(mode="inline", threads_per_worker=1, log_every=1, checkpoint_every=4, system_metrics=False)
 
 
 @pytest.fixture(autouse=True)
@@ -68,12 +35,9 @@ def own_store(monkeypatch: pytest.MonkeyPatch, no_foreign_settings: None) -> Non
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished chain. Made before any test's own settings apply."""
-    root = make_project(tmp_path_factory.mktemp("smoke"))
-    for name in CHAIN:
-        run_stage(root, name, runtime=inline())
-    return root
+def project(smoke_chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished chain, to change."""
+    return Path(shutil.copytree(smoke_chain, tmp_path_factory.mktemp("smoke") / "project", symlinks=True))
 
 
 def runs_of(root: Path) -> dict[str, object]:
@@ -84,7 +48,7 @@ def runs_of(root: Path) -> dict[str, object]:
 
 
 def test_the_chain_covers_every_declared_stage() -> None:
-    assert sorted(CHAIN) == sorted(read_declarations(REPOSITORY))
+    assert sorted([*CHAIN, "code"]) == sorted(read_declarations(REPOSITORY))
 
 
 def test_every_declared_output_is_published(project: Path) -> None:
@@ -118,6 +82,12 @@ def test_evaluation_counts_every_network_call(project: Path) -> None:
     rows = json.loads((project / "reports/evaluation/teacher.json").read_text())["rows"]
     assert [row["nfe"] for row in rows if row["sweep"] == "quality"] == [4, 7]
     assert {row["nfe"] for row in rows if row["sweep"] == "guidance"} == {14}  # both networks, 7 times
+
+
+def test_the_report_says_that_models_of_a_few_steps_are_not_trained(project: Path) -> None:
+    said = (project / "reports" / "results.md").read_text()
+    assert said.startswith("**These models are barely trained: the teacher's best fd_test, ")
+    assert "These models are barely trained" in (project / "reports" / "dashboard.html").read_text()
 
 
 def test_a_finished_stage_is_published_again_without_work(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +162,7 @@ def test_stage_killed_at_three_moments_gives_the_bytes_of_one_never_killed(proje
     for root in (quiet, killed):
         copy_outputs(project, root)
         shutil.rmtree(root / "models/emd")
-    assert start(quiet, "distill@emd").wait() == 0
+    run_stage(quiet, "distill@emd", runtime=inline())
     for wanted in (3, 11, 25):
         process = start(killed, "distill@emd")
         deadline = time.monotonic() + 300
@@ -206,6 +176,49 @@ def test_stage_killed_at_three_moments_gives_the_bytes_of_one_never_killed(proje
     assert start(killed, "distill@emd").wait() == 0
     assert fingerprint(killed / "models/emd") == fingerprint(quiet / "models/emd")
     assert points(killed, "distill@emd") == points(quiet, "distill@emd") == list(range(1, steps + 1))
+
+
+def test_a_killed_training_goes_on_after_a_docstring_was_edited_and_not_after_a_constant(
+    project: Path, tmp_path: Path
+) -> None:
+    settings = ["teacher.training.steps=4000", "teacher.training.batch_size=8"]
+    root = make_project(tmp_path / "edited", *settings, to_edit=True)
+    copy_outputs(project, root)
+    code = root / "ayf_core/training/trainer.py"
+    first = killed_at(root, 11, "train_teacher")
+    code.write_text(code.read_text().replace('"""', '"""Said otherwise. ', 1) + "# a comment\n")
+    write_code(root)
+    second = killed_at(root, first + 10, "train_teacher")
+    assert second > first
+    (log,) = found_below(root / "runs/train_teacher", "metrics.jsonl")  # one scratch folder: the same training
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1))
+    code.write_text(code.read_text() + "LIMIT = 3\n")
+    assert "run `dvc repro --force code`" in (said(start(root, "train_teacher")))
+    write_code(root)
+    killed_at(root, 3, "train_teacher", folders=2)
+    lines = list(accept_changes(root, ["train_teacher"], "nobody reads LIMIT"))
+    assert lines[0] == "train_teacher: its interrupted training goes on: ayf_core.training.trainer"
+
+
+def said(process: subprocess.Popen[bytes]) -> str:
+    return process.communicate()[1].decode()
+
+
+def killed_at(root: Path, step: int, stage: str, folders: int = 1) -> int:
+    """Run a stage until the newest of its trainings has logged so many steps, and kill it; the steps logged."""
+    process = start(root, stage)
+    deadline = time.monotonic() + 300
+    while True:
+        logs = sorted(found_below(root / "runs" / stage, "metrics.jsonl"), key=lambda log: log.stat().st_mtime)
+        if len(logs) == folders and len(logs[-1].read_text().splitlines()) >= step:
+            break
+        assert process.poll() is None, said(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    return len(logs[-1].read_text().splitlines())
 
 
 def logged_steps(root: Path) -> int:

@@ -21,7 +21,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[list[
     """Commands that would have been started, with their environments, in a project of its own."""
     commands: list[tuple[list[str], dict[str, str]]] = []
     monkeypatch.setattr(
-        "pipelines.tracking.ui.become", lambda command, environment: commands.append((command, environment))
+        "pipelines.tracking.ui.replace_process", lambda command, environment: commands.append((command, environment))
     )
     monkeypatch.setattr("pipelines.tracking.server.migrate", lambda address: None)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")

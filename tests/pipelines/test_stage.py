@@ -332,7 +332,7 @@ def _ended(pid):
 def test_command_ends_with_one_line_and_a_code(root, monkeypatch, capsys):
     monkeypatch.chdir(root)
     monkeypatch.setattr("pipelines.execution.process._end_with_parent", lambda root: None)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         (root / "params.yaml").write_text("seed: one\n")
         assert main(["walk@up"]) == 1
@@ -341,4 +341,5 @@ def test_command_ends_with_one_line_and_a_code(root, monkeypatch, capsys):
         assert error.count("\n") == 1
         assert main([]) == 2
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,13 +6,17 @@ import dataclasses
 import importlib.util
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ayf_core.conditions import Condition, class_labels
 from ayf_core.errors import AyfError
-from ayf_core.networks import NetworkSpec, build_network
-from ayf_core.velocity import VelocityField, guided
+from ayf_core.networks.build import build_network
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.registry import find
+from ayf_core.velocity import VelocityField
 from pipelines.execution.ray_train import run_training
 from pipelines.execution.teacher_servers import served
 
@@ -27,14 +31,16 @@ _spec.loader.exec_module(toy)
 def field(device: torch.device) -> VelocityField:
     """Autoguidance of two small networks with weights of a seed."""
     torch.manual_seed(3)
-    spec = NetworkSpec(kind="mlp", shape=(2,), num_classes=3, width=16, depth=2)
-    return guided("autoguidance", *(build_network(spec).to(device) for _ in range(2)), null_label=3)
+    own = {"width": 16, "depth": 2, "activation": "silu"}
+    spec = NetworkSpec(kind="mlp", settings=own, shape=(2,), conditions=class_labels(3))
+    guidance = find("guidance", "autoguidance").load()
+    return guidance.build(*(build_network(spec).to(device) for _ in range(2)), spec.conditions)
 
 
-def question(rank: int) -> tuple[torch.Tensor, ...]:
+def question(rank: int) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(rank)
     x, t, scale = (torch.rand(shape, generator=generator) for shape in ((5, 2), (5,), (5,)))
-    return x, t, torch.arange(5) % 3, 1 + scale
+    return x, t, Condition(labels=torch.arange(5) % 3), 1 + scale
 
 
 def ask(config: dict, context) -> dict:

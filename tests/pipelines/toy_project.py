@@ -53,7 +53,7 @@ def runtime(mode: str = "inline", workers: int = 1) -> RuntimeConfig:
         device="cpu",
         system_metrics=False,
         checkpoint_every=10,
-        tracking_patience=1.0,
+        tracking_retry_seconds=1.0,
     )
 
 

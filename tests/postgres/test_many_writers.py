@@ -1,4 +1,7 @@
-"""Sixteen processes at once, as nodes of a cluster are, write runs of their own to one server on PostgreSQL."""
+"""Sixteen writers at once, as nodes of a cluster are, write runs of their own to one server on PostgreSQL.
+
+Four processes have four threads each: to the server, sixteen connections are sixteen writers.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,39 @@ from tests.postgres.conftest import REPOSITORY, Server
 
 pytestmark = [pytest.mark.postgres, pytest.mark.slow]
 
-WRITERS, POINTS = 16, 50
+PROCESSES, THREADS, POINTS = 4, 4, 50
+WRITERS = PROCESSES * THREADS
 WRITER = f"""
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking.runs import open_run
 
-uri, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+uri, folder, first = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+runtime = RuntimeConfig(mode="inline", tracking_uri=uri)
+
+def write(number):
+    place = {{"root": folder, "scratch": folder / str(number), "runtime": runtime}}
+    about = {{"run_name": f"writer {{number}}", "params": {{"number": number}}, "tags": {{}}, "code": {{}}}}
+    run = open_run("distill@emd", **about, **place)
+    for step in range(1, {POINTS} + 1):
+        run.offer_metrics([{{"step": step, "time": 1000.0 + step, "metrics": {{"loss": number / step, "rate": step}}}}])
+    run.log_text("note.txt", str(number))
+    run.finish()
+
 print("ready", flush=True)
 sys.stdin.readline()
-place = {{"root": folder, "scratch": folder / str(number), "runtime": RuntimeConfig(mode="inline", tracking_uri=uri)}}
-run = open_run("distill@emd", run_name=f"writer {{number}}", params={{"number": number}}, tags={{}}, code={{}}, **place)
-for step in range(1, {POINTS} + 1):
-    run.offer_metrics([{{"step": step, "time": 1000.0 + step, "metrics": {{"loss": number / step, "rate": step}}}}])
-run.log_text("note.txt", str(number))
-run.finish()
+with ThreadPoolExecutor({THREADS}) as pool:
+    list(pool.map(write, range(first, first + {THREADS})))
 """
 
 
 def test_sixteen_writers_at_once_lose_nothing(running: Server, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    commands = [[sys.executable, "-c", WRITER, running.uri, str(tmp_path), str(number)] for number in range(WRITERS)]
+    commands = [
+        [sys.executable, "-c", WRITER, running.uri, str(tmp_path), str(first)] for first in range(0, WRITERS, THREADS)
+    ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     writers = [subprocess.Popen(command, env=environment, **pipes) for command in commands]  # type: ignore[call-overload]
     for writer in writers:
@@ -47,7 +61,7 @@ def test_sixteen_writers_at_once_lose_nothing(running: Server, tmp_path: Path) -
         writer.stdin.flush()
     ends = [writer.communicate(timeout=300) for writer in writers]
     seconds = time.monotonic() - began
-    assert [writer.returncode for writer in writers] == [0] * WRITERS, ends
+    assert [writer.returncode for writer in writers] == [0] * PROCESSES, ends
     assert all(errors == "" for _, errors in ends), ends
     client = MlflowClient(running.uri)
     for number in range(WRITERS):

@@ -75,7 +75,7 @@ def away(server: Server, goes: Callable[[], bool], seconds: float = AWAY_SECONDS
 
 def walk(root: Path, server: Server, patience: float = 120.0) -> Stage:
     runtime = toy.runtime()
-    runtime.tracking_uri, runtime.tracking_patience = server.uri, patience
+    runtime.tracking_uri, runtime.tracking_retry_seconds = server.uri, patience
     return run_stage(root, "walk@up", config=object(), runtime=runtime, body=toy.walk)
 
 
@@ -174,10 +174,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_a_sweeps_story_is_told_when_the_server_is_back(running: Server, tmp_path: Path) -> None:
     from pipelines.tracking.runs import open_run
-    from sweeps.story import Story
+    from sweeps.recorder import TrialRecorder
 
     runtime = toy.runtime()
-    runtime.tracking_uri, runtime.tracking_patience = running.uri, 120.0
+    runtime.tracking_uri, runtime.tracking_retry_seconds = running.uri, 120.0
     ledger = Ledger(tmp_path / "trials")
     for number in (1, 2, 3):
         ledger.propose({"rate": float(number)})
@@ -197,17 +197,17 @@ def test_a_sweeps_story_is_told_when_the_server_is_back(running: Server, tmp_pat
         def __init__(self, number: int) -> None:
             self.number, self.config = number, {"point": ledger.trials[number].point}
 
-    story = Story(ledger, lambda trial: trial.number, opened, lambda _: 30, Silent(), nested=False)  # type: ignore[arg-type]
+    recorder = TrialRecorder(ledger, lambda trial: trial.number, opened, lambda _: 30, Silent(), nested=False)  # type: ignore[arg-type]
     running.kill()
     with away(running, lambda: True):
         began = time.monotonic()
         for number in (1, 2, 3):
-            story.on_trial_start(0, [], Of(number))
+            recorder.on_trial_start(0, [], Of(number))
             for step in (10, 20, 30):
-                story.on_trial_result(0, [], Of(number), {"step": step, "fd/nfe_2": 1 / step})
-            story.on_trial_complete(0, [], Of(number))
+                recorder.on_trial_result(0, [], Of(number), {"step": step, "fd/nfe_2": 1 / step})
+            recorder.on_trial_complete(0, [], Of(number))
         assert time.monotonic() - began < AWAY_SECONDS  # no trial waits for the store
-        story.finish()
+        recorder.finish()
     client = MlflowClient(running.uri)
     for trial in ledger.trials.values():
         assert trial.status == FINISHED

@@ -19,7 +19,7 @@ from pipelines.project.declarations import fingerprint
 from pipelines.settings import params_file as params
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CODE = ("ayf_core", "dashboards", "pipelines", "sweeps", "conf", "dvc.yaml")
+CODE = ("ayf_core", "dashboards", "pipelines", "sweeps", "conf", "plugins", "dvc.yaml")
 STAGE = "train_teacher"
 STEPS, CHECKPOINT_EVERY = 400, 50
 DISTURBED_AT = 120
@@ -129,11 +129,11 @@ class Lab:
     def wait(
         self, ready: Callable[[], object], what: str, process: subprocess.Popen[bytes], seconds: float = 300
     ) -> None:
-        patience = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while not ready():
             if process.poll() is not None:
                 raise AssertionError(f"ended with {process.returncode} before {what}: {self.said(process)}")
-            assert time.monotonic() < patience, f"no {what} within {seconds} s"
+            assert time.monotonic() < deadline, f"no {what} within {seconds} s"
             time.sleep(0.02)
 
     def goes_on(self, process: subprocess.Popen[bytes], resumed: int) -> None:
@@ -147,7 +147,7 @@ class Lab:
         self._struck_inode = (self.training / "metrics.jsonl").stat().st_ino
 
     def model(self) -> str:
-        return fingerprint(self.root / "models/teacher")
+        return teacher_of(self.root)
 
     def processes(self, words: str, below: subprocess.Popen[bytes]) -> list[psutil.Process]:
         """Descendants of a process whose command holds these words (Ray names its workers so)."""
@@ -159,3 +159,8 @@ class Lab:
             except psutil.Error:
                 continue
         return found
+
+
+def teacher_of(root: Path) -> str:
+    """Fingerprint of a project's teacher."""
+    return fingerprint(root / "models/teacher")

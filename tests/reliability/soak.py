@@ -52,14 +52,19 @@ def soak(
     longest: float = 20.0,
     changes: Sequence[str] = LONGER,
     until: str | None = None,
+    expected: dict[str, str] | None = None,
 ) -> Outcome:
-    """Run the smoke pipeline (up to a stage) under `kills` kills, the last `on_ray` while it trains on Ray."""
+    """Run the smoke pipeline (up to a stage) under `kills` kills, the last `on_ray` while it trains on Ray.
+
+    Its outputs are held against `expected`; without that, against those of a run that is left alone.
+    """
     began = time.monotonic()
     fresh = Lab.prepare(place / "fresh", *changes, until=None)
     repro = ["dvc", "repro", *([until] if until else [])]
-    with closing(Lab.copy(fresh, place / "quiet")) as quiet:
-        quiet.finish(quiet.start(*repro), seconds=1800)
-        expected = outputs(quiet.root)
+    if expected is None:
+        with closing(Lab.copy(fresh, place / "quiet")) as quiet:
+            quiet.finish(quiet.start(*repro), seconds=1800)
+            expected = outputs(quiet.root)
     chance, outcome = random.Random(seed), Outcome()
     lab = Lab.copy(fresh, place / "struck")
     try:

@@ -12,10 +12,11 @@ from ayf_core.data.codecs.diffusers_autoencoder import AutoencoderKLCodec
 from ayf_core.data.latent_shards import write_latents
 from ayf_core.data.latents import LatentSpace
 from ayf_core.evaluation.features.small_classifier import SmallClassifier
-from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.networks.build import build_network
 from ayf_core.training.artefact import save_model
 from ayf_core.training.checkpoints import save_state
 from ayf_core.training.ema import PowerFunctionEMA
+from tests.made import dit
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +24,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("diffusers")
     root = tmp_path_factory.mktemp("made")
     torch.manual_seed(0)
-    size = {"width": 8, "depth": 1, "heads": 2, "patch_size": 2}
-    network = build_network(NetworkSpec(kind="dit", shape=(4, 4, 4), num_classes=2, interval=True, **size))
+    network = build_network(dit((4, 4, 4), classes=2, width=8, interval=True))
     codec = AutoencoderKLCodec.create(
         image_channels=1, latent_channels=4, channels=[8, 8], layers_per_block=1, norm_num_groups=4, kl_weight=0.1
     )

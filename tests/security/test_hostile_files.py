@@ -16,6 +16,7 @@ from PIL import Image
 
 from ayf_core.data.codecs.files import load_codec
 from ayf_core.data.latents import LatentDataset
+from ayf_core.data.sets.folder import ImageFolder
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.features.inception import InceptionFeatures
 from ayf_core.evaluation.features.small_classifier import SmallClassifier
@@ -216,7 +217,7 @@ def images(folder: Path) -> Path:
 
 
 def read_images(folder: Path) -> Any:
-    return load_dataset("folder", folder=folder, image_size=4, test_fraction=0.5, seed=0)
+    return ImageFolder(folder=str(folder), image_size=4, test_fraction=0.5).load(seed=0)
 
 
 @pytest.mark.parametrize("dress", ["pickle", "torch checkpoint", "npz"])

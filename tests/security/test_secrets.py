@@ -143,7 +143,7 @@ def test_a_password_in_tracking_uri_is_used_and_not_shown(
     guarded_server: tuple[str, list[str | None]], tmp_path: Path
 ) -> None:
     uri, given = guarded_server
-    runtime = RuntimeConfig(mode="inline", tracking_uri=uri, tracking_patience=0.0)
+    runtime = RuntimeConfig(mode="inline", tracking_uri=uri, tracking_retry_seconds=0.0)
     assert "@" not in tracking_uri(tmp_path, runtime)
     assert "7736" not in f"{doctor.store_state(tmp_path, runtime)}"
     with pytest.raises(AyfError, match=r"refuses to open a run.*who are you") as caught:
@@ -155,7 +155,8 @@ def test_a_password_in_tracking_uri_is_used_and_not_shown(
 def test_a_server_with_a_password_that_is_away_is_named_without_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runtime = RuntimeConfig(mode="inline", tracking_uri="http://ayf:pass-word-7736@127.0.0.1:9", tracking_patience=0.5)
+    uri = "http://ayf:pass-word-7736@127.0.0.1:9"
+    runtime = RuntimeConfig(mode="inline", tracking_uri=uri, tracking_retry_seconds=0.5)
     for ask in (
         lambda: tracking_uri(tmp_path, runtime),
         lambda: open_run("w", run_name="w", root=tmp_path, scratch=tmp_path, params={}, tags={}, runtime=runtime),

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from pipelines.execution.run import run_stage
+from pipelines.project.code import write_code
 from pipelines.settings import params_file as params
 from pipelines.settings.runtime import RuntimeConfig
 
@@ -48,6 +49,7 @@ def write_project(root: Path) -> Path:
         (root / name).symlink_to(REPOSITORY / name)
     (root / "data/images").mkdir(parents=True)
     params.write(root, params.from_preset(root, "checkerboard", SETTINGS), "checkerboard")
+    write_code(root)
     (root / "runtime.yaml").write_text("mode: inline\ndevice: cpu\nlog_every: 4\n")
     for stage in ("train_codec", "train_features", "encode_latents", "train_teacher", "train_weak_teacher"):
         run_stage(root, stage, runtime=INLINE)

@@ -121,7 +121,7 @@ def test_a_grid_takes_no_other_number_of_trials_than_it_has_points(tmp_path: Pat
 def test_what_does_not_fit_the_machine_is_refused_with_the_arithmetic(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resources, "machine_cpus", lambda: 4)
+    monkeypatch.setattr(resources, "core_count", lambda: 4)
     sweep = read(tmp_path, config, FILE)
     assert resources.resources_of(sweep, RuntimeConfig(device="cpu")).at_once == 4
     assert resources.resources_of(sweep, RuntimeConfig(device="cpu", trial_threads=2)).at_once == 2
@@ -130,7 +130,7 @@ def test_what_does_not_fit_the_machine_is_refused_with_the_arithmetic(
     with pytest.raises(AyfError, match=r"3 trials at once x 2 CPUs are above the 4 here: 2 fit"):
         resources.resources_of(sweep, RuntimeConfig(device="cpu", trial_threads=2, trials_at_once=3))
     assert resources.resources_of(sweep, RuntimeConfig(device="cpu", workers=3)).workers == 3
-    monkeypatch.setattr(resources, "machine_cpus", lambda: 100)
+    monkeypatch.setattr(resources, "core_count", lambda: 100)
     with pytest.raises(AyfError, match="65 workers cannot share a batch of 64"):
         resources.resources_of(sweep, RuntimeConfig(device="cpu", workers=65))
 

@@ -1,83 +1,90 @@
-"""Sixteen trials that report at the same time: MLflow has every point of each, once, and never raised an error."""
+"""Sixteen trials that report at the same time: MLflow has every point of each, once, and never raised an error.
+
+Ray Tune hands reports to one thread of one process, whatever the number of trials: here a loop plays it.
+tests/sweeps/test_sweep.py has the real one.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from ray import cloudpickle
 
 from pipelines.settings.runtime import RuntimeConfig
-from pipelines.tracking.store import ensure_store
-from sweeps import resources, runner, story
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("sweep_overhead", REPOSITORY / "benchmarks/sweep_overhead.py")
-assert _spec is not None
-assert _spec.loader is not None
-overhead = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(overhead)
+from pipelines.tracking.runs import StageRun, open_run
+from sweeps import recorder
+from sweeps.ledger import FINISHED, Ledger, Trial
+from sweeps.recorder import STATUS_TAG, TrialRecorder
 
 TRIALS, REPORTS, STEPS = 16, 50, 2000
-RATE = "distill.emd.training.learning_rate"
-SECONDS_TO_ARRIVE = 300
+RATE, METRIC = "distill.emd.training.learning_rate", "fd/nfe_2"
+EXPECTED = [(STEPS // REPORTS * number, 1 / number) for number in range(1, REPORTS + 1)]
+RUNTIME = RuntimeConfig(mode="inline", device="cpu", system_metrics=False)
 
 
-def chatty(settings: dict[str, Any], job: Any) -> None:
-    """Many measurements in quick succession, from the moment on that all trials are there.
+class Silent:
+    """A view for nobody."""
 
-    Without the wait, on few cores each trial would have ended before the next one's process is up.
-    """
-    import os
-    import time
+    metrics = (METRIC,)
 
-    from ray import tune
-
-    there = job.trials.parent / "there"
-    there.mkdir(exist_ok=True)
-    (there / str(os.getpid())).touch()
-    until = time.monotonic() + SECONDS_TO_ARRIVE
-    while len(list(there.iterdir())) < TRIALS:
-        if time.monotonic() > until:
-            raise TimeoutError("the other trials did not come")
-        time.sleep(0.02)
-    for number in range(1, REPORTS + 1):
-        tune.report({"step": STEPS // REPORTS * number, "fd/nfe_2": settings["point"][RATE] / number})
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
 
 
-@pytest.mark.ray
-@pytest.mark.slow
+class TunesTrial:
+    """What Ray Tune tells of a trial."""
+
+    def __init__(self, number: int, point: dict[str, Any]) -> None:
+        self.number, self.config = number, {"point": point}
+
+
 def test_sixteen_trials_at_once_lose_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr(resources, "machine_cpus", lambda: TRIALS)
-    # A story tells again what a store did not take: errors would pass unseen.
+    # A recorder writes again what a store did not take: errors would pass unseen.
     raised: list[Exception] = []
-    monkeypatch.setattr(story, "tell_trial", _noting(story.tell_trial, raised))
-    monkeypatch.setattr(runner, "open_run", _noting(runner.open_run, raised))
-    overhead.make_project(tmp_path, TRIALS)
-    file = tmp_path / "sweeps/trivial.yaml"
-    file.write_text(file.read_text().replace("scheduler: asha", "scheduler: none"))
-    # By value: Ray's workers cannot import a test.
-    by_value = cloudpickle.loads(cloudpickle.dumps(_as_main(chatty)))
-    runner.run_sweep(tmp_path, "trivial", RuntimeConfig(mode="inline", device="cpu"), trainable=by_value)
+    monkeypatch.setattr(recorder, "record_trial", _noting(recorder.record_trial, raised))
+    ledger = Ledger(tmp_path / "trials")
+    for number in range(1, TRIALS + 1):
+        ledger.propose({RATE: number / 1000})
+
+    def opened(trial: Trial) -> StageRun:
+        tags = {"ayf.trial": str(trial.number)}
+        return _opened(tmp_path, trial.folder, f"trial {trial.number}", trial.point, tags)
+
+    recording = TrialRecorder(ledger, lambda trial: trial.number, opened, lambda _: STEPS, Silent(), nested=False)  # type: ignore[arg-type]
+    trials = [TunesTrial(number, trial.point) for number, trial in ledger.trials.items()]
+    for trial in trials:
+        recording.on_trial_start(0, [], trial)
+    for step, value in EXPECTED:
+        for trial in trials:
+            recording.on_trial_result(0, [], trial, {"step": step, METRIC: value})
+    for trial in trials:
+        recording.on_trial_complete(0, [], trial)
+    recording.finish()
 
     assert raised == []
-    assert len(list((tmp_path / "runs/sweeps/trivial/001/there").iterdir())) == TRIALS
-    client = MlflowClient(ensure_store(tmp_path))
-    experiment = client.get_experiment_by_name("align-your-flow")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.`ayf.kind` = 'trial'")
-    assert sorted(int(run.data.tags["ayf.trial"]) for run in runs) == list(range(1, TRIALS + 1))
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    for run in runs:
-        history = client.get_metric_history(run.info.run_id, "fd/nfe_2")
-        rate = float(run.data.params[RATE])
-        expected = [(STEPS // REPORTS * number, rate / number) for number in range(1, REPORTS + 1)]
-        assert [(point.step, point.value) for point in history] == expected
+    runs = [(trial, (trial.folder / "mlflow_run_id").read_text().strip()) for trial in ledger.trials.values()]
+    assert len({run for _, run in runs}) == TRIALS
+    for trial, run in runs:
+        assert _whole(run).data.params == {RATE: str(trial.point[RATE])}
+        assert _whole(run).data.tags[STATUS_TAG] == FINISHED
+
+
+def _opened(root: Path, scratch: Path, name: str, point: dict[str, Any], tags: dict[str, str]) -> StageRun:
+    place = {"root": root, "scratch": scratch, "runtime": RUNTIME}
+    return open_run("distill@emd", run_name=name, params=point, tags=tags, kind="trial", **place)
+
+
+def _whole(run_id: str) -> Any:
+    """The run, which has finished and has every point once."""
+    client = MlflowClient()
+    history = client.get_metric_history(run_id, METRIC)
+    assert [(point.step, point.value) for point in history] == EXPECTED
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    return run
 
 
 def _noting(call: Callable, raised: list[Exception]) -> Callable:
@@ -91,8 +98,3 @@ def _noting(call: Callable, raised: list[Exception]) -> Callable:
             raise
 
     return noting
-
-
-def _as_main(function: Any) -> Any:
-    function.__module__ = "__main__"
-    return function

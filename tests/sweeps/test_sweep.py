@@ -26,6 +26,7 @@ from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking.store import ensure_store
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger
 from sweeps.runner import run_sweep
+from tests.made_once import made_once
 
 SCRIPT = Path(__file__).with_name("sweep_project.py")
 _spec = importlib.util.spec_from_file_location("sweep_project", SCRIPT)
@@ -45,10 +46,10 @@ def own_store(monkeypatch: pytest.MonkeyPatch, no_foreign_settings: None) -> Non
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Latents and teachers, trained once. Made before any test's own settings apply."""
-    return sweep_project.write_project(tmp_path_factory.mktemp("made") / "project")
+    return made_once(tmp_path_factory, "sweep-project", sweep_project.write_project)
 
 
 @pytest.fixture
@@ -185,12 +186,15 @@ def test_a_sweep_killed_at_three_moments_has_every_trial_once_and_the_same_best(
     ]
     for number, moment in enumerate(moments):
         process = sweep(project, *(["--resume"] if number else []))
-        patience = time.monotonic() + 240
-        while not moment() and time.monotonic() < patience and process.poll() is None:
+        deadline = time.monotonic() + 240
+        while not moment() and time.monotonic() < deadline and process.poll() is None:
             time.sleep(0.02)
         assert process.poll() is None, process.stdout.read() if process.stdout else ""
         process.send_signal(signal.SIGKILL)
         process.wait()
+        if number == 0:
+            with pytest.raises(AyfError, match="--resume"):  # another does not begin over it
+                run_sweep(project, "tiny", LOCAL)
     last = sweep(project, "--resume")
     assert last.wait(300) == 0, last.stdout.read() if last.stdout else ""
 
@@ -231,55 +235,34 @@ def test_a_sweep_asked_to_stop_has_its_trials_take_a_checkpoint_and_ends(project
     assert {run.info.status for run in runs_of(project)["trial"]} == {"KILLED"}
 
 
-def test_a_second_sweep_does_not_begin_over_an_interrupted_one(project: Path) -> None:
-    process = sweep(project)
-    while not measured(project):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with pytest.raises(AyfError, match="--resume"):
-        run_sweep(project, "tiny", LOCAL)
-
-
 # ---------------------------------------------------------------------------------------------------- schedulers
 
 
-def test_asha_stops_the_weak_trial(project: Path) -> None:
-    sweep_project.write_sweep(project, with_settings(grid(1e-3, 5.0), scheduler="asha", asha_factor="2"))
+def test_one_trial_diverges_and_asha_stops_a_weak_one(project: Path) -> None:
+    sweep_project.write_sweep(project, with_settings(grid(1e30, 1e-3, 5.0), scheduler="asha", asha_factor="2"))
     run_sweep(project, "tiny", RuntimeConfig(mode="inline", device="cpu", trials_at_once=1))
-    good, weak = ledger_of(project).trials.values()
-    assert (good.status, good.step) == (FINISHED, 12)
+    diverged, good, weak = ledger_of(project).trials.values()
+    assert (diverged.status, good.status, good.step) == (FAILED, FINISHED, 12)
+    assert "has diverged" in diverged.message
     assert weak.status == STOPPED
     assert weak.step < 12
-
-
-def test_a_trial_that_diverges_fails_with_the_reason_and_the_others_go_on(project: Path) -> None:
-    sweep_project.write_sweep(project, grid(1e30, 1e-3))
-    run_sweep(project, "tiny", LOCAL)
-    diverged, good = ledger_of(project).trials.values()
-    assert (diverged.status, good.status) == (FAILED, FINISHED)
-    assert "has diverged" in diverged.message
     runs = {int(run.data.tags["ayf.trial"]): run for run in runs_of(project)["trial"]}
-    assert (runs[1].info.status, runs[2].info.status) == ("FAILED", "FINISHED")
+    assert [runs[number].info.status for number in (1, 2, 3)] == ["FAILED", "FINISHED", "FINISHED"]
     assert runs[1].data.tags["ayf.trial.message"] == diverged.message
 
 
-def test_workers_of_a_stopped_trial_do_not_keep_the_next_one_waiting(project: Path) -> None:
-    sweep_project.write_sweep(project, with_settings(grid(1e-3, 5.0, 2e-3), scheduler="asha", asha_factor="2"))
-    run_sweep(project, "tiny", RuntimeConfig(mode="ray", workers=2, device="cpu", log_every=4))
-    trials = ledger_of(project).trials
-    assert trials[2].status == STOPPED
-    assert trials[3].step > 0
-
-
-def test_one_worker_and_two_measure_the_same(project: Path, finished: Path) -> None:
+def test_trials_of_two_workers_measure_what_one_measures_and_a_stopped_one_frees_them(
+    project: Path, finished: Path
+) -> None:
     one = ledger_of(finished).trials[1]
-    sweep_project.write_sweep(project, grid(one.point[LEARNING_RATE]))
+    rates = (one.point[LEARNING_RATE], 5.0, 2e-3)
+    sweep_project.write_sweep(project, with_settings(grid(*rates), scheduler="asha", asha_factor="2"))
     run_sweep(project, "tiny", RuntimeConfig(mode="ray", workers=2, device="cpu", log_every=4))
-    two = ledger_of(project).trials[1]
+    two, weak, after = ledger_of(project).trials.values()
     assert two.step == one.step
     assert two.metrics[METRIC] == pytest.approx(one.metrics[METRIC], abs=5e-3)
+    assert weak.status == STOPPED
+    assert after.step > 0
 
 
 def test_a_population_copies_the_checkpoint_of_a_better_member(project: Path) -> None:

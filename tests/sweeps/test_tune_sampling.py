@@ -21,8 +21,9 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from ayf_core.errors import AyfError
-from ayf_core.generator import Generator, read_sampling, write_sampling
-from ayf_core.samplers import SamplingSettings
+from ayf_core.sampling.generator import Generator
+from ayf_core.sampling.settings import SamplingSettings
+from ayf_core.sampling.stored import read_sampling, write_sampling
 from pipelines.commands.main import main
 from pipelines.project.declarations import fingerprint
 from pipelines.settings import params_file as params

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from ayf_core.data.codecs.identity import IdentityCodec
 from ayf_core.data.latents import LatentSpace
-from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.guidance.scale import GuidanceRange
+from ayf_core.networks.build import build_network
+from ayf_core.networks.spec import NetworkSpec
 from ayf_core.training.artefact import save_model
 from pipelines.settings import params_file as params
 from pipelines.settings.runtime import RuntimeConfig
@@ -59,7 +61,13 @@ def write_model(folder: Path, role: str = "flow_map", seed: int = 0) -> None:
     guided = role == "flow_map"
     torch.manual_seed(seed)
     network = build_network(
-        NetworkSpec(kind="mlp", shape=(2,), width=16, depth=2, interval=guided, guidance=guided, num_classes=1)
+        NetworkSpec(
+            kind="mlp",
+            settings={"width": 16, "depth": 2, "activation": "silu"},
+            shape=(2,),
+            interval=guided,
+            guidance=guided,
+        )
     )
     for parameter in network.parameters():
         if not parameter.any():
@@ -67,8 +75,8 @@ def write_model(folder: Path, role: str = "flow_map", seed: int = 0) -> None:
     codec = folder.parent / "codec"
     IdentityCodec().save(codec)
     space = LatentSpace(torch.zeros(2), torch.ones(2))
-    details = {"guidance_range": [1.0, 2.0]} if guided else {}
-    save_model(folder, network, network.state_dict(), role=role, codec=codec, space=space, **details)
+    learnt = GuidanceRange(1.0, 2.0) if guided else None
+    save_model(folder, network, network.state_dict(), role=role, codec=codec, space=space, guidance=learnt)
 
 
 def watched(measure: Callable[..., dict[str, float]], log: Path, kill_at: int) -> Callable[..., dict[str, float]]:

@@ -10,7 +10,7 @@ from typing import Any
 from ayf_core.data.codecs.base import Codec
 from ayf_core.errors import AyfError
 from ayf_core.files import read_json, write_whole
-from ayf_core.registry import components
+from ayf_core.registry import find, names
 
 FORMAT = 1
 CODEC_FILE = "codec.json"
@@ -31,12 +31,14 @@ def load_codec(folder: str | Path) -> Codec:
     except (OSError, ValueError) as error:
         raise AyfError(f"cannot read {file} ({error}): `dvc repro --force train_codec` makes it again") from error
     kind = content.get("kind") if isinstance(content, dict) else None
-    known = components("codec")
-    if not isinstance(kind, str) or kind not in known:
-        raise AyfError(f"{file} does not describe a codec: name a folder that `dvc repro train_codec` made")
+    if not isinstance(kind, str) or kind not in names("codec"):
+        raise AyfError(
+            f"{file} does not describe a codec that is known here ({kind!r}): name a folder that "
+            "`dvc repro train_codec` made, and the plug-in that a codec of your own comes from"
+        )
     if content.get("format") != FORMAT:
         raise AyfError(f"{file} has format {content.get('format')}, this version reads {FORMAT}: make it again")
-    return known[kind].load().read(place, content)
+    return find("codec", kind).load().read(place, content)
 
 
 def write_codec_file(folder: Path, content: Mapping[str, Any]) -> None:

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from ayf_core.data.sets.base import stratified_split
-from ayf_core.data.sets.checkerboard import SCALE, sample_checkerboard
+from ayf_core.data.sets.base import DataSet, DataSource, Examples, stratified_split
+from ayf_core.data.sets.checkerboard import HALF_WIDTH, SCALE, Checkerboard, sample_checkerboard
+from ayf_core.data.sets.digits import Digits
+from ayf_core.data.sets.folder import ImageFolder
 from ayf_core.errors import AyfError
+from ayf_core.registry import components, find
+from ayf_core.settings import settings_of
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -24,17 +28,18 @@ def save_image(file: Path, pixels: np.ndarray) -> None:
 def grey_folder(tmp_path: Path) -> Path:
     for name, value in (("cats", 0), ("dogs", 255)):
         for number in range(5):
-            save_image(tmp_path / name / f"{number}.png", np.full((6, 9), value, np.uint8))
-    return tmp_path
+            save_image(tmp_path / "grey" / name / f"{number}.png", np.full((6, 9), value, np.uint8))
+    return tmp_path / "grey"
 
 
-def load_folder(folder: Path, image_size: int = 4) -> datasets.DataSet:
-    return load_dataset("folder", test_fraction=0.4, seed=0, folder=folder, image_size=image_size)
+def load_folder(folder: Path, image_size: int = 4) -> DataSet:
+    return ImageFolder(folder=str(folder), image_size=image_size, test_fraction=0.4).load(seed=0)
 
 
 def test_digits_are_eight_by_eight_in_range_with_every_class_on_both_sides() -> None:
-    data = load_dataset("digits", test_fraction=0.2, seed=0)
-    assert (data.kind, data.num_classes) == ("images", 10)
+    data = Digits(test_fraction=0.2).load(seed=0)
+    assert (data.num_classes, data.half_width) == (10, None)
+    assert data.shape == (1, Digits(test_fraction=0.2).side, 8)
     assert data.train.x.shape[1:] == (1, 8, 8)
     assert data.train.x.dtype == torch.float32
     assert len(data.train) + len(data.test) == 1797
@@ -71,8 +76,10 @@ def test_checkerboard_is_uniform_on_the_eight_odd_squares_with_unit_std() -> Non
 
 
 def test_checkerboard_data_set_has_points_and_one_class() -> None:
-    data = load_dataset("checkerboard", test_fraction=0.1, seed=3, size=500)
-    assert (data.kind, data.num_classes, len(data.train), len(data.test)) == ("points", 1, 450, 50)
+    data = Checkerboard(test_fraction=0.1, size=500).load(seed=3)
+    assert (data.num_classes, len(data.train), len(data.test)) == (1, 450, 50)
+    assert data.half_width == HALF_WIDTH == pytest.approx(3**0.5)
+    assert data.train.x.abs().max() <= HALF_WIDTH
     assert data.train.x.shape[1:] == (2,)
 
 
@@ -113,39 +120,34 @@ def test_photographs_stored_on_their_side_are_turned_upright(tmp_path: Path) -> 
     assert (picture[0, 3], picture[0, 0]) == (1.0, -1.0)
 
 
-def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
-    for number in range(2):
-        save_image(tmp_path / f"{number}.png", np.full((4, 4), 32896, np.uint16))
-    assert torch.allclose(load_folder(tmp_path).train.x, torch.tensor(128 / 127.5 - 1), atol=1e-6)
-
-
-def test_transparent_pixels_become_white(tmp_path: Path) -> None:
-    for number in range(2):
-        save_image(tmp_path / f"{number}.png", np.zeros((4, 4, 4), np.uint8))
-    assert torch.all(load_folder(tmp_path).train.x == 1.0)
-
-
 @pytest.mark.parametrize(
-    ("name", "settings", "message"),
+    ("source", "message"),
     [
-        ("digit", {}, "did you mean 'digits'"),
-        ("digits", {"image_size": 16}, "digits are 8x8"),
-        ("digits", {"size": 10}, "no meaning"),
-        ("checkerboard", {}, "say how many points"),
-        ("folder", {"image_size": 8}, "needs a folder"),
-        ("folder", {"folder": "does/not/exist", "image_size": 8}, "no image folder at does/not/exist"),
-        ("folder", {"folder": "."}, "image_size"),
+        (Checkerboard(test_fraction=0.2, size=1), "say how many points"),
+        (ImageFolder(test_fraction=0.2, folder="does/not/exist", image_size=8), "no image folder at does/not/exist"),
+        (ImageFolder(test_fraction=0.2, folder=".", image_size=0), "image_size"),
     ],
 )
-def test_wrong_settings_say_what_to_change(name: str, settings: dict, message: str) -> None:
+def test_wrong_settings_say_what_to_change(source: DataSource, message: str) -> None:
     with pytest.raises(AyfError, match=message):
-        load_dataset(name, test_fraction=0.2, seed=0, **settings)
+        source.load(seed=0)
+
+
+def test_an_unknown_data_set_names_the_nearest() -> None:
+    with pytest.raises(AyfError, match="did you mean digits"):
+        find("data set", "digit")
+
+
+def test_every_data_set_says_what_it_can_be_measured_by() -> None:
+    for name, component in components("data set").items():
+        assert component.facts["gives"], name
+        assert {"test_fraction"} <= settings_of(component.load()).keys()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan")])
 def test_test_fraction_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(AyfError, match="between 0 and 1"):
-        load_dataset("digits", test_fraction=fraction, seed=0)
+        Digits(test_fraction=fraction).load(seed=0)
 
 
 def test_unreadable_image_is_named(grey_folder: Path) -> None:
@@ -186,23 +188,46 @@ def test_images_beside_class_folders_are_refused(grey_folder: Path) -> None:
         load_folder(grey_folder)
 
 
-def test_floating_point_images_are_refused(tmp_path: Path) -> None:
-    for number in range(2):
-        save_image(tmp_path / f"{number}.tiff", np.full((4, 4), np.nan, np.float32))
-    with pytest.raises(AyfError, match="floating-point"):
-        load_folder(tmp_path)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_data_are_refused(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    x = torch.zeros(4, 2)
-    x[2, 1] = value
-    monkeypatch.setitem(datasets._LOADERS, "digits", lambda **_: (x, torch.zeros(4, dtype=torch.int64), 1))
+def test_non_finite_data_are_refused(value: float) -> None:
+    class Broken(DataSource):
+        def examples(self, generator: torch.Generator) -> Examples:
+            x = torch.zeros(4, 2)
+            x[2, 1] = value
+            return Examples(x, torch.zeros(4, dtype=torch.int64), 1)
+
     with pytest.raises(AyfError, match=r"NaN or infinity in 1 of 4 examples, first in number 2"):
-        load_dataset("digits", test_fraction=0.5, seed=0)
+        Broken(test_fraction=0.5).load(seed=0)
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     with pytest.raises(AyfError, match=r"align-your-flow\[platform\]"):
-        load_dataset("digits", test_fraction=0.2, seed=0)
+        Digits(test_fraction=0.2).load(seed=0)
+
+
+def test_a_class_folder_that_is_a_link_is_refused_with_the_remedy(grey_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    for place in ("cats", "dogs"):
+        (tmp_path / "set" / place).symlink_to(grey_folder / place, target_is_directory=True)
+    with pytest.raises(AyfError, match=r"cats is a link, behind which DVC sees no change: .*cp -rs"):
+        load_folder(tmp_path / "set")
+
+
+def test_links_to_images_and_a_link_to_the_whole_folder_are_followed(grey_folder: Path, tmp_path: Path) -> None:
+    plain = load_folder(grey_folder)
+    for file in grey_folder.glob("*/*.png"):
+        place = tmp_path / "farm" / file.parent.name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / file.name).symlink_to(file)
+    (tmp_path / "link").symlink_to(grey_folder, target_is_directory=True)
+    for other in (load_folder(tmp_path / "farm"), load_folder(tmp_path / "link")):
+        assert torch.equal(other.train.x, plain.train.x)
+        assert torch.equal(other.test.labels, plain.test.labels)
+
+
+@pytest.mark.parametrize("name", ["cats/6.png", "owls"])
+def test_a_link_that_leads_nowhere_is_named(grey_folder: Path, name: str) -> None:
+    (grey_folder / name).symlink_to(grey_folder / "gone")
+    with pytest.raises(AyfError, match=r"is a link to .*gone, which is not there"):
+        load_folder(grey_folder)

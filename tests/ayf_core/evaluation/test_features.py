@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ayf_core.data.sets.digits import Digits
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.features.inception import InceptionFeatures
 from ayf_core.evaluation.features.pixels import PixelFeatures
@@ -54,7 +55,7 @@ def test_only_inception_distances_are_called_fid(classifier: SmallClassifier) ->
 
 def test_classifier_learns_digits(classifier: SmallClassifier) -> None:
     pytest.importorskip("sklearn")
-    data = load_dataset("digits", test_fraction=0.2, seed=0)
+    data = Digits(test_fraction=0.2).load(seed=0)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):

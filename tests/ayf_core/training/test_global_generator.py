@@ -3,27 +3,26 @@
 import pytest
 import torch
 
+from ayf_core.conditions import class_labels
 from ayf_core.data.codecs.diffusers_autoencoder import AutoencoderKLCodec
 from ayf_core.evaluation.features.small_classifier import SmallClassifier
-from ayf_core.networks import NetworkSpec, build_network
+from ayf_core.networks.build import build_network
 from ayf_core.networks.discriminator import build_discriminator
+from tests.made import dit, labels, mlp
 
 IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 POINTS = IMAGES.flatten(1)[:, :2]
-LABELS = torch.arange(4) % 3
+LABELS = labels(torch.arange(4) % 3)
 TIMES = torch.linspace(0.2, 0.9, 4)
 
 
 def velocity(kind, x):
-    shape = tuple(x.shape[1:])
-    network = build_network(
-        NetworkSpec(kind=kind, shape=shape, num_classes=3, width=8, depth=2, heads=2, interval=True)
-    )
-    return network, (x, TIMES, TIMES / 2, LABELS)
+    spec = dit(tuple(x.shape[1:]), width=8, patch_size=1, interval=True) if kind == "dit" else mlp(interval=True)
+    return build_network(spec), (x, TIMES, TIMES / 2, LABELS)
 
 
 def discriminator(x):
-    return build_discriminator(tuple(x.shape[1:]), width=8, num_classes=3), (x, LABELS)
+    return build_discriminator(tuple(x.shape[1:]), width=8, conditions=class_labels(3)), (x, LABELS)
 
 
 def codec():

@@ -1,4 +1,4 @@
-"""How long what is to be told waits for a store that is away."""
+"""How long calls to a store that is away are repeated."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UN
 
 from ayf_core.errors import AyfError
 from pipelines.settings.runtime import RuntimeConfig
-from pipelines.tracking import retry as patience
-from pipelines.tracking.retry import Patience, may_pass, patience_for
+from pipelines.tracking import retry
+from pipelines.tracking.retry import Retry, may_pass, retry_for
 
 
 def answer(status: int) -> requests.HTTPError:
@@ -36,6 +36,7 @@ def caused(error: Exception) -> Exception:
         MlflowException("the database restarts", TEMPORARILY_UNAVAILABLE),
         RestException({"error_code": "TEMPORARILY_UNAVAILABLE", "message": "the same, from a server"}),
         requests.ConnectionError(),
+        answer(500),
         answer(503),
         caused(ConnectionResetError()),
     ],
@@ -60,7 +61,7 @@ def test_what_time_mends_is_waited_for(error: Exception) -> None:
 def test_what_another_attempt_repeats_is_not(error: Exception) -> None:
     assert not may_pass(error)
     with pytest.raises(type(error)):
-        Patience("http://here", 60.0).until_taken(failing(error))
+        Retry("http://here", 60.0).call(failing(error))
 
 
 def failing(error: Exception, times: int = 10**6) -> Callable[[], int]:
@@ -79,19 +80,19 @@ def failing(error: Exception, times: int = 10**6) -> Callable[[], int]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
 
 
 def test_it_is_told_once_the_store_is_back_and_two_lines_say_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert Patience("http://here", 60.0).until_taken(failing(ConnectionError(), times=3)) == 4
+    assert Retry("http://here", 60.0).call(failing(ConnectionError(), times=3)) == 4
     assert capsys.readouterr().err.splitlines() == [
-        "MLflow (http://here) is away: waiting for it up to 60 s",
+        "MLflow (http://here) is away: waiting for it up to 1 min",
         "MLflow (http://here) is back",
     ]
 
 
 def test_who_gave_up_once_waits_no_more_until_the_store_has_answered() -> None:
-    waiting = Patience("http://here", 0.3)
+    waiting = Retry("http://here", 0.3)
 
     def attempts_to_fail() -> int:
         attempts = 0
@@ -102,18 +103,18 @@ def test_who_gave_up_once_waits_no_more_until_the_store_has_answered() -> None:
             raise ConnectionError("gone")
 
         with pytest.raises(AyfError, match=r"http://here.* is away, also after 0 s of waiting \(gone\): start it"):
-            waiting.until_taken(tell)
+            waiting.call(tell)
         return attempts
 
     assert attempts_to_fail() > 1
     assert attempts_to_fail() == 1
-    assert waiting.until_taken(lambda: "an answer") == "an answer"
+    assert waiting.call(lambda: "an answer") == "an answer"
     assert attempts_to_fail() > 1
 
 
-def test_a_process_has_one_patience_with_a_server_and_less_with_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_repeats_calls_to_one_server_as_set_and_less_with_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     server = RuntimeConfig(tracking_uri="http://runs.example:5000")
-    assert patience_for(server) is patience_for(server)
-    assert (patience_for(server).store, patience_for(server).seconds) == ("http://runs.example:5000", 300.0)
+    assert retry_for(server) is retry_for(server)
+    assert (retry_for(server).store, retry_for(server).seconds) == ("http://runs.example:5000", 300.0)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert patience_for(RuntimeConfig()).seconds == patience.FILE_PATIENCE
+    assert retry_for(RuntimeConfig()).seconds == retry.FILE_RETRY_SECONDS

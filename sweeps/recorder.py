@@ -1,8 +1,8 @@
-"""Writes down what happens in a sweep, from Ray Tune's events: into the ledger, into MLflow, before the person's eyes.
+"""Records what happens in a sweep, from Ray Tune's events: in the ledger, in MLflow, on the screen.
 
-One thread of one process writes to MLflow, so sixteen trials at once give the store no more to settle than one, and a
-slow store delays nobody: what happened meanwhile is told at once. MLflow may be away: what it missed is told with the
-trial's next event, and again at the end.
+One thread of one process writes to MLflow, so sixteen trials at once burden the store no more than one, and a slow
+store delays nobody: what happened meanwhile is written together. MLflow may be away: what it missed is written with
+the trial's next event, and again at the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from ray import tune
 
 from ayf_core.errors import AyfError
-from ayf_core.files import found_below
+from ayf_core.files import first_line, found_below
 from pipelines.execution.workers import WORKERS_NOTE, release_workers
 from pipelines.tracking.runs import StageRun
 from pipelines.tracking.tags import POINT_TAG
@@ -27,11 +27,12 @@ from sweeps.trial import FAILURE
 from sweeps.view import TrialsView
 
 STATUS_TAG = "ayf.trial.status"
-TOLD = "told"
+RECORDED = "recorded"
+"""A file in the folder of a trial whose ending MLflow has."""
 SECONDS_TO_DIE = 5.0
 
 
-class Story(tune.Callback):
+class TrialRecorder(tune.Callback):
     """Follows one run of Ray Tune.
 
     Args:
@@ -61,10 +62,15 @@ class Story(tune.Callback):
         self._runs: dict[int, StageRun] = {}
         self._began: dict[int, float] = {}
         self._behind: dict[int, str] = {}
-        self._told: dict[int, Trial] = {}
+        self._written: dict[int, Trial] = {}
         self._pending: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write, daemon=True, name="tell-mlflow")
+        self._writer = threading.Thread(target=self._write, daemon=True, name="write-mlflow")
         self._writer.start()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any trial has started."""
+        return bool(self._began)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks, to restore what this project resumes from the ledger."""
@@ -76,9 +82,9 @@ class Story(tune.Callback):
         self._began.setdefault(number, time.time())
         if trial.config["point"] != self._ledger.trials[number].point:
             self._ledger.move(number, trial.config["point"])
-            self._tell(number)
+            self._queue(number)
         if first:
-            self._tell(number)
+            self._queue(number)
             self._view.started(self._ledger.trials[number])
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
@@ -88,7 +94,7 @@ class Story(tune.Callback):
         names = [name for name in self._metrics if name in result]
         report = Report(result["step"], {name: result[name] for name in names})
         if self._ledger.report(number, report):
-            self._tell(number)
+            self._queue(number)
             self._view.reported(self._ledger.trials[number])
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -122,12 +128,12 @@ class Story(tune.Callback):
         self._pending.put(None)
         self._writer.join()
         for number in list(self._behind):
-            self._tell_now(number)
+            self._write_trial(number)
         if self._behind:
             reason = next(iter(self._behind.values()))
             raise AyfError(
                 f"the sweep is done, but MLflow did not take {len(self._behind)} of its trials ({reason}); "
-                "run it again with --resume and they will be told"
+                "run it again with --resume and they will be logged"
             )
 
     def interrupted(self) -> None:
@@ -141,29 +147,29 @@ class Story(tune.Callback):
     def _end(self, number: int, status: str, message: str = "") -> None:
         seconds = time.time() - self._began[number]
         trial = self._ledger.end(number, status, seconds, message)
-        self._tell(number)
+        self._queue(number)
         self._view.ended(trial)
 
-    def _tell(self, number: int) -> None:
+    def _queue(self, number: int) -> None:
         self._pending.put(number)
 
     def _write(self) -> None:
         while (number := self._pending.get()) is not None:
-            if self._told.get(number) is not self._ledger.trials[number]:
-                self._tell_now(number)
+            if self._written.get(number) is not self._ledger.trials[number]:
+                self._write_trial(number)
 
-    def _tell_now(self, number: int) -> None:
-        """Bring the trial's run up to what the ledger says; whatever was told before is not told twice."""
+    def _write_trial(self, number: int) -> None:
+        """Bring the trial's run up to what the ledger says; what it has already is not written twice."""
         trial = self._ledger.trials[number]
         try:
             run = self._runs.get(number)
             if run is None:
                 run = self._runs[number] = self._open_run(trial)
-            tell_trial(run, trial)
-            self._told[number] = trial
+            record_trial(run, trial)
+            self._written[number] = trial
             self._behind.pop(number, None)
         except Exception as error:  # whatever a store or a network raises: training goes on
-            self._behind[number] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self._behind[number] = first_line(error)
 
 
 def release_trial(folder: Path) -> None:
@@ -172,7 +178,7 @@ def release_trial(folder: Path) -> None:
         release_workers(note.parent)
 
 
-def tell_trial(run: StageRun, trial: Trial) -> None:
+def record_trial(run: StageRun, trial: Trial) -> None:
     """Log a trial's measurements, and its ending if it has ended."""
     now = time.time()
     run.log_metrics(
@@ -186,11 +192,11 @@ def tell_trial(run: StageRun, trial: Trial) -> None:
         # A member of a population has changed its settings.
         run.set_tags({STATUS_TAG: trial.status, POINT_TAG: json.dumps(trial.point), **message})
         run.finish("FAILED" if trial.status == FAILED else "FINISHED")
-        (trial.folder / TOLD).touch()
+        (trial.folder / RECORDED).touch()
 
 
-def retell(ledger: Ledger, opened: Callable[[Trial], StageRun]) -> None:
-    """A kill may have come between a trial's ending and MLflow's knowing of it."""
+def record_missed(ledger: Ledger, opened: Callable[[Trial], StageRun]) -> None:
+    """A kill may have come between a trial's ending and MLflow's record of it."""
     for trial in ledger.ended:
-        if not (trial.folder / TOLD).exists():
-            tell_trial(opened(trial), trial)
+        if not (trial.folder / RECORDED).exists():
+            record_trial(opened(trial), trial)
