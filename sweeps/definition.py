@@ -173,7 +173,7 @@ def _chain(root: Path, names: list[str], where: str) -> tuple[Declaration, ...]:
 
 def _metric(name: str, config: schema.Config, last: Declaration, where: str) -> Metric:
     match = _METRIC.fullmatch(name)
-    measures = directions(config.data.name)
+    measures = directions(config.data.kind)
     velocity = last.base in _VELOCITY_STAGES
     counts = config.evaluation.teacher_evaluations if velocity else config.evaluation.steps
     known = [f"{measure}/nfe_{nfe}" for measure in measures for nfe in counts]
@@ -252,16 +252,13 @@ def _check_search(sweep: Sweep, where: str) -> None:
 
 
 def _check_guidance_scale(sweep: Sweep, where: str) -> None:
-    scale, guidance = sweep.search.guidance_scale, sweep.config.distill.guidance
+    scale, limits = sweep.search.guidance_scale, sweep.config.distill.guidance.build().range
     if scale is None:
         return
-    if sweep.chain[-1].base in _VELOCITY_STAGES or guidance.kind == "none":
+    if sweep.chain[-1].base in _VELOCITY_STAGES or limits is None:
         raise AyfError(f"{where}: guidance_scale: the measured model takes none: leave it out")
-    low, high = guidance.scale_min, guidance.scale_max
-    if not low <= scale <= high:
-        raise AyfError(
-            f"{where}: guidance_scale = {scale:g}: the student learns {low:g} to {high:g} only; choose within"
-        )
+    if scale not in limits:
+        raise AyfError(f"{where}: guidance_scale = {scale:g}: the student learns {limits} only; choose within")
 
 
 def _check_population(sweep: Sweep, where: str) -> None:

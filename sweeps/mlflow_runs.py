@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.settings.experiment import PARAMS_FILE
+from pipelines.settings.places import PARAMS_FILE
 from pipelines.tracking.lineage import git_tags
 from pipelines.tracking.notes import run_name
 from pipelines.tracking.runs import StageRun, open_run

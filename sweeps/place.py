@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ayf_core.errors import AyfError
 from pipelines.project.declarations import check_deps, fingerprint, read_declarations
-from pipelines.settings.experiment import PARAMS_FILE, load_config
-from pipelines.settings.model import nearest
+from pipelines.settings.experiment import load_config
+from pipelines.settings.places import PARAMS_FILE
 from pipelines.settings.runtime import RuntimeConfig
+from pipelines.settings.words import nearest
 from sweeps.definition import Sweep, read_sweep, sweep_names
 from sweeps.ledger import Ledger, read_json, write_json
 

@@ -77,7 +77,7 @@ def params_adopt(run: str) -> None:
 @params.command("check", short_help="Check params.yaml; names every problem.")
 def params_check() -> None:
     """Check params.yaml: keys, types, ranges and settings that must agree. Exit status 1 if not valid."""
-    from pipelines.project.declarations import undeclared
+    from pipelines.project.undeclared import undeclared
     from pipelines.settings.experiment import read_config
     from pipelines.settings.params_file import differences, from_preset, named_preset
     from pipelines.settings.places import project_root

@@ -161,6 +161,13 @@ class Stage:
         return worker_threads(self.runtime)
 
     @property
+    def serve_teachers(self) -> Callable[..., Any]:
+        """What puts frozen teachers on processes of their own: `pipelines.execution.teacher_servers.served`."""
+        from pipelines.execution.teacher_servers import served
+
+        return served
+
+    @property
     def device(self) -> torch.device:
         """Where a stage computes that trains nothing."""
         from pipelines.execution.ray_train import torch_device

@@ -9,7 +9,7 @@ from typing import Any
 from ayf_core.registry import Component, components
 from pipelines.project.declarations import Declaration, declared_params, overlap
 
-_ROOMS = {
+ROOMS = {
     r"(.*\.)?network\.kind": "network",
     r"data\.name": "data set",
     r"codec\.kind": "codec",
@@ -17,7 +17,8 @@ _ROOMS = {
     r"(.*\.)?guidance\.kind": "guidance",
     r"(.*\.)?tangent\.backend": "tangent",
     r"(.*\.)?weighting(\.kind)?": "weighting",
-    r"(.*\.)?time_law\.kind": "time law",
+    r"(weak_)?teacher\.time_law\.kind": "time law",
+    r"distill\.time_law\.kind": "pair law",
     r"(.*\.)?schedule(\.kind)?": "schedule",
 }
 """The settings that name a component, and its room."""
@@ -59,9 +60,7 @@ def _makers(declaration: Declaration, declared: Mapping[str, Declaration]) -> li
 def _named(declaration: Declaration, params: Mapping[str, Any]) -> Iterator[Component]:
     named = [("objective", value) for key, value in declaration.item.items() if key == "objective"]
     for key, value in _leaves(declared_params(params, declaration)):
-        named += [(room, value) for pattern, room in _ROOMS.items() if re.fullmatch(pattern, key)]
-        if key == "codec.pretrained" and value is not None:
-            named.append(("codec", "pretrained"))
+        named += [(room, value) for pattern, room in ROOMS.items() if re.fullmatch(pattern, key)]
     for room, name in named:
         component = components(room).get(str(name))
         if component is not None:

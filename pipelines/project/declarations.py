@@ -17,9 +17,6 @@ import yaml
 
 from ayf_core.errors import AyfError
 from ayf_core.files import inside, read_json
-from pipelines.settings import tree
-from pipelines.settings.experiment import Config
-from pipelines.settings.words import unknown_key
 
 CODE_FOLDER = ".code"
 """Where the stage `code` writes what each stage's code is: see `pipelines.project.code`."""
@@ -27,10 +24,6 @@ CODE_FOLDER = ".code"
 NOT_INPUTS = ("__pycache__", "sampling.json", "README.md")
 """What lies in inputs and is none, as .dvcignore has it: byte code, the tuned sampling settings that stand beside a
 model's weights, what tells people where to put their images."""
-
-
-NOT_DECLARED = ("plugins", "distill.objectives", "distill.without_teacher", "evaluation.models")
-"""Settings that say which stages there are: the stages themselves do not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -140,28 +133,6 @@ def read_params(root: Path) -> dict[str, Any]:
     """params.yaml as it stands, unchecked; empty where there is none."""
     path = root / "params.yaml"
     return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
-
-
-def undeclared(root: Path) -> list[str]:
-    """A line for every setting that no stage of dvc.yaml declares, and for every declared one that is none.
-
-    Without this, a change of such a setting would rebuild nothing and silently have no effect.
-    """
-    if not (root / "dvc.yaml").is_file():
-        return []
-    stages = read_declarations(root).values()
-    keys = tree.keys_of(Config, read_params(root))
-    problems = {
-        f"dvc.yaml: stage {stage.base}: {unknown_key(key, [*keys.settings, *keys.groups])}": None
-        for stage in stages
-        for key in stage.params
-        if key not in keys.settings and key not in keys.groups
-    }
-    declared = {key for stage in stages for key in stage.params} | set(NOT_DECLARED)
-    for key in keys.settings:
-        if not any(key == name or key.startswith(f"{name}.") for name in declared):
-            problems[f"dvc.yaml: no stage declares {key}: add it to the params of the stage it changes"] = None
-    return list(problems)
 
 
 def fingerprint(path: Path) -> str:

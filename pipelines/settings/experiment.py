@@ -174,8 +174,9 @@ def use_plugins_of(values: Mapping[str, Any]) -> None:
         AyfError: one of them cannot be found.
     """
     named = values.get("plugins")
-    readable = isinstance(named, list) and all(isinstance(name, str) and name for name in named)
-    if readable and tuple(named) != plugins():
+    if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
+        return
+    if tuple(named) != plugins():
         use_plugins(named)
 
 

@@ -1,4 +1,4 @@
-"""Train a flow map by one of the objectives: from the (guided) teacher, or from data alone."""
+"""Distil the (guided) teacher into a flow map, by one of the objectives that need a teacher."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.phases import Phase
 from ayf_core.velocity import VelocityField
-from pipelines.execution.teacher_servers import served
 from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec
 
 if TYPE_CHECKING:
@@ -34,18 +33,21 @@ if TYPE_CHECKING:
 def run(config: schema.Config, stage: Stage) -> None:
     name = stage.item["objective"]
     job = latent_job(config, stage)
-    settings = {"job": job, "distill": config.distill, "network": config.teacher.network, "name": name}
-    result = stage.train(train, settings | (teachers(stage) if needs_teacher(name) else {}))
+    settings = {"job": job, "distill": config.distill, "name": name, **teachers(stage)}
+    result = stage.train(train, settings)
     stage.run.log_values({"parameters": result["parameters"], "tangent_error": result["tangent_error"]})
     keep_model(config, stage, f"models/{name}")
 
 
-def teachers(stage: Stage) -> dict[str, Path]:
-    """Where the two teachers are; read once here, so that a damaged one stops before any work."""
+def teachers(stage: Stage) -> dict[str, Any]:
+    """Where the two teachers are, and what can serve them elsewhere than beside the student.
+
+    They are read once here, so that a damaged one stops before any work.
+    """
     folders = {name: stage.input(f"models/{name}") for name in ("teacher", "weak_teacher")}
     for folder in folders.values():
         load_network(folder)
-    return folders
+    return {**folders, "serve": stage.serve_teachers}
 
 
 def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def teacher_velocity(
     load = partial(load_guided, distill.guidance.kind, settings["teacher"], settings["weak_teacher"])
     if runtime.teacher_workers == 0:
         return nullcontext(load(context.device))
-    return served(
+    return settings["serve"](
         load,
         context,
         count=runtime.teacher_workers,

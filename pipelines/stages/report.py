@@ -7,6 +7,7 @@ project's reports and kept with the run.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def run(config: Config, stage: Stage) -> None:
-    results = read_results(stage.input("reports/evaluation"))
+    results = read_results(stage.input("reports/evaluation"), config.evaluation.models)
     table = results_table(results)
     table[table["sweep"] == "quality"].to_csv(stage.output("reports/quality.csv"), index=False)
     table[table["sweep"] == "guidance"].to_csv(stage.output("reports/guidance.csv"), index=False)
@@ -42,9 +43,9 @@ def run(config: Config, stage: Stage) -> None:
     stage.publish_dashboard("reports/dashboard.html")
 
 
-def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The evaluation of each model, by its name, in the order of `titles`."""
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in titles()}
+def read_results(folder: Path, models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The evaluation of each model, by its name."""
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in models}
 
 
 def results_table(results: dict[str, dict[str, Any]]) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from ayf_core.times import IntervalLaw
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
-from ayf_core.training.settings import LoopOptions
 from ayf_core.training.trainer import Trainer
 from tests.ayf_core.trainings import training_settings
 

@@ -15,7 +15,7 @@ from ayf_core.registry import Chosen, find
 from pipelines.execution.stage import Stage
 from pipelines.project.declarations import Declaration
 from pipelines.settings.runtime import RuntimeConfig
-from pipelines.stages import components
+from pipelines.stages.assembly import load as load_checked
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -35,7 +35,7 @@ def write_images(folder: Path, classes: int, count: int) -> Path:
 def load(folder: Path, *, features: str = "pixels", neighbours: int = 5, test_fraction: float = 0.3) -> None:
     data = {"folder": str(folder), "image_size": 8, "test_fraction": test_fraction}
     chosen = Chosen(find("features", features), {"width": 8} if features == "classifier" else {})
-    components.load(Chosen(find("data set", "folder"), data), 0, chosen, neighbours)
+    load_checked(Chosen(find("data set", "folder"), data), 0, chosen, neighbours)
 
 
 # ------------------------------------------------------------------------------------- what evaluation will need

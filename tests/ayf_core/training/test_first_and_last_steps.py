@@ -13,8 +13,8 @@ from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.ema import load_snapshots
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
-from ayf_core.training.settings import LoopOptions
 from ayf_core.training.trainer import Trainer
 from tests.ayf_core.trainings import training_settings
 
