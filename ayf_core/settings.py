@@ -210,8 +210,10 @@ def each(room: str, help: str, by: tuple[str, ...], schema: type) -> Any:
 
 @cache
 def settings_of(schema: type) -> Mapping[str, Setting | Group | Choice]:
-    """What a person sets of a dataclass, by the field's name, in the order of declaration."""
+    """What a person sets of a dataclass, by the field's name, in the order of declaration; of a function nothing."""
     found: dict[str, Setting | Group | Choice] = {}
+    if not dataclasses.is_dataclass(schema):
+        return found
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         if _KEY not in field.metadata:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ayf_core.data.codecs.files import load_codec
-from ayf_core.guidance.scale import GuidanceRange
 from ayf_core.networks.build import build_network
 from ayf_core.sampling.generator import Generator
 from ayf_core.sampling.samplers import sampler_of
@@ -103,8 +102,7 @@ class _Measurements:
         if isinstance(codec, nn.Module):
             codec.to(self.context.device)
         role = "flow_map" if spec.interval else "velocity"
-        guidance = self.watch.config.distill.guidance
-        limits = GuidanceRange(guidance.scale_min, guidance.scale_max) if spec.guidance else None
+        limits = self.watch.config.distill.guidance.build().range if spec.guidance else None
         network = network.eval().requires_grad_(False).to(self.context.device)
         return Generator(sampler_of(role, network, limits), codec, self.job.latent_dataset().space, {})
 

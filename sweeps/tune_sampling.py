@@ -184,8 +184,9 @@ def _task(root: Path, model: str, search: SamplingSearch, runtime: RuntimeConfig
     student = Generator.load(folder, torch_device(runtime))
     if not student.sampler.takes_settings:
         raise AyfError(f"{model} is a velocity network, sampled by {student.sampler.words}: name a distilled student")
-    if student.makes_points != (config.data.kind == "points"):
-        raise AyfError(f"{model} does not make {config.data.kind}, which params.yaml is about: name another student")
+    about = config.data.component
+    if student.makes_points != ("points" in about.facts["gives"]):
+        raise AyfError(f"{model} does not make what params.yaml is about ({about.title}): name another student")
     task = Task(root, model, folder, student, search, config, runtime, metric, mode)
     _scales(task)
     return task
@@ -193,12 +194,12 @@ def _task(root: Path, model: str, search: SamplingSearch, runtime: RuntimeConfig
 
 def _metric(search: SamplingSearch, config: Config) -> tuple[str, str]:
     """The measure and which way it is better."""
-    better = directions(config.data.name)
+    better = directions(config.data.kind)
     name = search.metric or next(iter(better))
     if name not in better:
         guess = settings.nearest(name, better)
         raise AyfError(
-            f"no measure {name} of data.name = {config.data.name}: "
+            f"no measure {name} of data.name = {config.data.kind}: "
             + (f"did you mean {guess}?" if guess else f"choose {', '.join(better)}")
         )
     return name, better[name]

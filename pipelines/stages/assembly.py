@@ -12,7 +12,7 @@ from torch import nn
 from ayf_core.conditions import ConditionSpec, class_labels
 from ayf_core.data.latents import LatentDataset
 from ayf_core.data.sets.base import DataSet
-from ayf_core.evaluation.quality import check_counts
+from ayf_core.evaluation.counts import check_counts
 from ayf_core.guidance.scale import GuidanceRange
 from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.spec import NetworkSpec
