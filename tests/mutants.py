@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("ayf_core", "pipelines/stages")
-COPIED = ("ayf_core", "pipelines", "dashboards", "sweeps", "conf", "tests", "benchmarks")
+COPIED = ("ayf_core", "pipelines", "dashboards", "sweeps", "conf", "plugins", "tests", "benchmarks")
 COPIED_FILES = ("dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt")
 MOST_TESTS = 6
 """Test files that one mutant is run against."""
