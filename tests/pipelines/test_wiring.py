@@ -206,7 +206,7 @@ def test_each_sampling_seed_draws_noise_of_its_own(configs: Callable[[str, list[
 
 
 def test_only_the_teacher_that_was_distilled_is_measured_guided(config: Config, models: Path) -> None:
-    stage: Any = SimpleNamespace(input=lambda name: models / name, runtime=SimpleNamespace(device="cpu", mode="inline"))
+    stage: Any = SimpleNamespace(input=lambda name: models / name, device="cpu")
     found = {}
     for name in ("teacher", "weak_teacher", "adversarial"):
         model = evaluate.guided(Generator.load(models / "models" / name), config, stage)
