@@ -43,8 +43,9 @@ def run(config: Config, stage: Stage) -> None:
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The evaluation of each model, by its name, in the order of `titles`."""
-    return {name: json.loads((folder / f"{name}.json").read_text()) for name in titles()}
+    """The evaluation of each model that was evaluated, by its name, in the order of `titles`."""
+    files = {name: folder / f"{name}.json" for name in titles()}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
 def results_table(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
