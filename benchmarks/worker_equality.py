@@ -178,9 +178,11 @@ def distances(
         alone = (end_alone(case._replace(micro_batch=BATCH // pieces), steps)[1] for case in plain)
         yield f"one process, {pieces} micro-batches", row(alone)
     for count in workers:
-        for name, sharding in (("DDP", "none"), ("FSDP2", "full")):
-            cases = [case._replace(sharding=sharding) for case in plain]
-            yield f"{count} workers, {name}", row(ends_of_workers(count, cases, steps))
+        names = {"DDP": "none", "FSDP2": "full"}
+        cases = [case._replace(sharding=sharding) for sharding in names.values() for case in plain]
+        ends = iter(ends_of_workers(count, cases, steps))
+        for name in names:
+            yield f"{count} workers, {name}", row([next(ends) for _ in plain])
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ from __future__ import annotations
 from ayf_core.registry import Component, components
 
 _FIRST = {"teacher": ("Teacher", "#000000"), "weak_teacher": ("Weak teacher", "#999999")}
-_STUDENTS = {"emd": ("Student, AYF-EMD", "#0072B2"), "lmd": ("Student, AYF-LMD", "#E69F00")}
-"""Of students whose objective is not registered with a title and a colour of its own."""
 _LAST = {"adversarial": ("Student, adversarial finish", "#009E73")}
 SPARE_COLOURS = ["#D55E00", "#CC79A7", "#56B4E9", "#F0E442"]
 """The rest of Okabe and Ito's palette, whose colours colour-blind readers tell apart too: for models that have none."""
@@ -45,7 +43,7 @@ def _models() -> dict[str, tuple[str, str]]:
         for name, objective in components("objective").items()
         if "colour" in objective.facts
     }
-    return {**_FIRST, **_STUDENTS, **registered, **_LAST}
+    return {**_FIRST, **registered, **_LAST}
 
 
 def measures() -> dict[str, Component]:

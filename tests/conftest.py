@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 # Set before torch is imported, so that subprocesses and Ray workers inherit it: the networks of the tests are
@@ -82,6 +85,34 @@ def no_foreign_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     for name in _FOREIGN_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'stray-mlflow.db'}")
+
+
+@pytest.fixture(autouse=True)
+def stores_begin_as_copies(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A new SQLite store of this process begins as a copy of an empty one: MLflow takes seconds to make its tables."""
+    store = sys.modules.get("pipelines.tracking.store")
+    if store is None:  # the test has nothing to do with MLflow, whose import takes seconds as well
+        return
+    make = store._with_experiment
+
+    def with_experiment(database: Path, artifacts: Path) -> str:
+        if not database.exists():
+            shutil.copyfile(made_once(tmp_path_factory, "empty-store", _make_empty_store) / "empty.db", database)
+        return make(database, artifacts)
+
+    monkeypatch.setattr(store, "_with_experiment", with_experiment)
+
+
+def _make_empty_store(place: Path) -> None:
+    """All tables, as MLflow makes them, and no experiment of the project's."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{place / 'made.db'}"
+    client = MlflowClient(uri, registry_uri=uri)
+    client.search_experiments()
+    client.search_registered_models(max_results=1)
+    with closing(sqlite3.connect(place / "made.db")) as made, closing(sqlite3.connect(place / "empty.db")) as empty:
+        made.backup(empty)
 
 
 @pytest.fixture

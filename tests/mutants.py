@@ -23,11 +23,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("ayf_core", "pipelines/stages")
-COPIED = ("ayf_core", "pipelines", "dashboards", "sweeps", "conf", "tests", "benchmarks")
+COPIED = ("ayf_core", "pipelines", "dashboards", "sweeps", "conf", "plugins", "tests", "benchmarks")
 COPIED_FILES = ("dvc.yaml", "params.yaml", "pyproject.toml", "constraints.txt")
 MOST_TESTS = 6
 """Test files that one mutant is run against."""
@@ -91,6 +92,8 @@ def _not_run(tree: ast.AST) -> Iterator[ast.AST]:
             parts += [node.returns, *(each.annotation for each in arguments if each), *node.decorator_list]
         elif isinstance(node, ast.AnnAssign):
             parts += [node.annotation]
+        elif isinstance(node, ast.ClassDef):
+            parts += node.decorator_list
         elif isinstance(node, ast.Raise | ast.JoinedStr) or (isinstance(node, ast.If) and _for_types(node)):
             parts += [node]
         for part in parts:
@@ -101,11 +104,19 @@ def _for_types(node: ast.If) -> bool:
     return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
+def _is_text(node: ast.BinOp) -> bool:
+    return any(isinstance(side, ast.JoinedStr | ast.Constant) and not _is_number(side) for side in ast.walk(node))
+
+
+def _is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+
+
 def _expressions(node: ast.expr) -> Iterator[str]:
     """What may stand in place of an expression, as text."""
     if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
         yield ast.unparse(ast.Compare(node.left, [SWAPS[type(node.ops[0])](), *node.ops[1:]], node.comparators))
-    elif isinstance(node, ast.BinOp) and type(node.op) in SWAPS:
+    elif isinstance(node, ast.BinOp) and type(node.op) in SWAPS and not _is_text(node):  # not the / of paths
         yield f"({ast.unparse(ast.BinOp(node.left, SWAPS[type(node.op)](), node.right))})"
     elif isinstance(node, ast.BoolOp):
         yield f"({ast.unparse(ast.BoolOp(SWAPS[type(node.op)](), node.values))})"
@@ -118,8 +129,9 @@ def _expressions(node: ast.expr) -> Iterator[str]:
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         yield repr(node.value + 1)
     elif isinstance(node, ast.Call) and len(node.keywords) > 1 and all(each.arg for each in node.keywords):
-        for i, first in enumerate(node.keywords[:-1]):  # crossed wires: two settings exchanged
-            second = node.keywords[i + 1]
+        for i, (first, second) in enumerate(pairwise(node.keywords)):  # crossed wires: two settings exchanged
+            if ast.dump(first.value) == ast.dump(second.value):
+                continue
             crossed = [ast.keyword(first.arg, second.value), ast.keyword(second.arg, first.value)]
             yield ast.unparse(ast.Call(node.func, node.args, [*node.keywords[:i], *crossed, *node.keywords[i + 2 :]]))
 

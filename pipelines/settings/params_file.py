@@ -177,6 +177,8 @@ def update(root: Path, config: Config, preset: str) -> Path:
     before, after = tree.flat(file.values), tree.flat(config.to_dict())
     for key in before.keys() - after.keys():
         file.remove(key)
+    for group in sorted(tree.groups(file.values) - tree.groups(config.to_dict()), key=len, reverse=True):
+        file.remove(group)
     for key, value in after.items():
         if key not in before or before[key] != value or type(before[key]) is not type(value):
             file.set(key, value)

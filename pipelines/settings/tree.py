@@ -245,6 +245,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def groups(values: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """The dotted keys that hold other settings, or nothing."""
+    found: set[str] = set()
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{prefix}{name}"} | groups(value, f"{prefix}{name}.")
+    return found
+
+
 def without_foreign(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Values without the keys that belong to a component that is not chosen any more."""
     keys = keys_of(schema, values)

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.cluster.slurm_cluster import SlurmCluster
 
 CODE = ("ayf_core", "dashboards", "pipelines", "sweeps", "conf", "plugins", "dvc.yaml")
-STEPS = 1500
+STEPS = 1200
 CHECKPOINT_EVERY = 100
 
 

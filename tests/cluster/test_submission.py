@@ -105,7 +105,7 @@ def test_of_an_elastic_job_those_that_came_are_enough(tmp_path: Path):
 
 
 def test_a_task_0_that_is_gone_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pipelines.execution.attempt._BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("pipelines.execution.attempt._HEARTBEAT_SECONDS", 0.05)
     attempt = Attempt(tmp_path)
     heartbeat = attempt.heartbeat()
     attempt.start_heartbeat()

@@ -38,6 +38,7 @@ def dvc(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 def test_the_dvc_that_runs_a_stage_is_the_writer(tmp_path: Path, repository: Path) -> None:
     (tmp_path / "say.py").write_text(SAY)
     (tmp_path / "dvc.yaml").write_text("stages: {say: {cmd: exec python say.py, deps: [say.py], outs: [out]}}\n")
@@ -72,6 +73,7 @@ def test_without_a_lock_there_is_nothing_to_mend(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["", '{"write": {"/a": '])
 def test_a_lock_that_was_cut_off_no_longer_stops_dvc(tmp_path: Path, repository: Path, cut: str) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: {make: {cmd: echo > out, outs: [out]}}\n")
@@ -111,6 +113,7 @@ def test_another_form_is_left_alone(tmp_path: Path) -> None:
     assert lock.read_text() == '{"write": 3}'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 60])
 def test_a_dvc_lock_that_was_cut_off_no_longer_stops_dvc(tmp_path: Path, kept: int) -> None:
     (tmp_path / "dvc.yaml").write_text("stages: {make: {cmd: echo > out, outs: [out]}}\n")

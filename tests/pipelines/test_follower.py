@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.execution import follower as following
 from pipelines.execution.follower import Follower
-from pipelines.tracking.retry import Patience
+from pipelines.tracking.retry import Retry
 
 
 class Seen:
@@ -49,7 +49,7 @@ def test_what_arrives_while_the_store_is_told_is_told_next(tmp_path: Path) -> No
             assert seen.grew.wait(30)
 
     note(path, 1)
-    with Follower(path, on_log, seen, Patience("here", 1.0)) as follower:  # type: ignore[arg-type]
+    with Follower(path, on_log, seen, Retry("here", 1.0)) as follower:  # type: ignore[arg-type]
         assert seen.grew.wait(30)
         note(path, 3)
         follower.finish()

@@ -51,6 +51,7 @@ def records(*steps):
     return [{"step": step, "total": 9, "time": 1000.0 + step, "metrics": {"loss": 1 / step}} for step in steps]
 
 
+@pytest.mark.slow
 def test_two_processes_may_meet_a_fresh_store(tmp_path):
     code = "import sys, pathlib; from pipelines.tracking.store import ensure_store as e; e(pathlib.Path(sys.argv[1]))"
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -77,6 +78,7 @@ ensure_store(root)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tables", [1, 20])
 def test_a_store_whose_making_was_killed_is_made_again(tmp_path, tables):
     unfinished = tmp_path / "mlruns/.mlflow.db.new"

@@ -16,7 +16,7 @@ from torch import nn
 
 from ayf_core.analytic import Gaussian
 from ayf_core.conditions import Condition, class_labels
-from ayf_core.data.codecs import IdentityCodec
+from ayf_core.data.codecs.identity import IdentityCodec
 from ayf_core.data.latents import LatentSpace
 from ayf_core.errors import AyfError
 from ayf_core.guidance.scale import GuidanceRange
@@ -118,7 +118,7 @@ def test_the_tangents_warmup_is_a_share_of_this_students_own_steps(
     objective: Any = phase.objective
     steps = getattr(config.distill, name).training.steps
     grown = round(config.distill.tangent.warmup_fraction * steps)
-    assert phase.optimiser.warmup_steps == 2 != grown
+    assert grown != getattr(config.distill, name).training.warmup_steps
     rising = [objective.tangent.warmup(step, objective.steps) for step in (0, grown - 1, grown)]
     assert rising[0] == 0
     assert rising[1] < rising[2] == config.distill.tangent.warmup_max
@@ -150,7 +150,7 @@ def test_the_finish_has_the_derivative_at_full_weight_and_asks_for_the_least_gui
     assert distillation.tangent.warmup(0, distillation.steps) == config.distill.tangent.warmup_max
     assert objective.guidance_scale == discriminator.objective.guidance_scale == 1.25  # 1 lies below what it learnt
     assert (discriminator.objective.r1, discriminator.objective.r2) == (config.adversarial.r1, config.adversarial.r2)
-    assert discriminator.optimiser.learning_rate == config.adversarial.discriminator_learning_rate
+    assert discriminator.learning_rate == config.adversarial.discriminator_learning_rate
 
 
 # --- measuring and showing -----------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_each_sampling_seed_draws_noise_of_its_own(configs: Callable[[str, list[
 
 
 def test_only_the_teacher_that_was_distilled_is_measured_guided(config: Config, models: Path) -> None:
-    stage: Any = SimpleNamespace(input=lambda name: models / name, runtime=SimpleNamespace(device="cpu", mode="inline"))
+    stage: Any = SimpleNamespace(input=lambda name: models / name, device="cpu")
     found = {}
     for name in ("teacher", "weak_teacher", "adversarial"):
         model = evaluate.guided(Generator.load(models / "models" / name), config, stage)
@@ -249,3 +249,9 @@ def test_a_picture_says_how_far_off_a_rebuilt_width_is(models: Path, monkeypatch
     said = sample_grid(models / "models/adversarial", models, steps=1, out=models / "grid.png")
     assert said == f"uniform grid, γ 0, {words}"
     assert (models / "grid.png").exists()
+
+
+def test_the_report_reads_the_models_that_were_evaluated_whatever_objectives_there_are(tmp_path: Path) -> None:
+    for name in ("lmd", "teacher"):
+        (tmp_path / f"{name}.json").write_text('{"rows": []}')
+    assert list(report.read_results(tmp_path)) == ["teacher", "lmd"]

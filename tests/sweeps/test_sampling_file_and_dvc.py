@@ -54,6 +54,7 @@ def dvc(root: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_stored_settings_change_nothing_for_dvc_and_go_with_a_retrained_model(project: Path) -> None:
     model, settings = project / "models/emd", project / "models/emd/sampling.json"
     known, lock = fingerprint(model), (project / "dvc.lock").read_text()
