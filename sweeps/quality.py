@@ -16,9 +16,10 @@ from ayf_core.sampling.generator import Generator
 from ayf_core.sampling.samplers import sampler_of
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
+from ayf_core.training_settings import TrainingSettings
 from pipelines.settings import experiment as schema
-from pipelines.stages.assembly import Job
 from pipelines.stages.bench import Bench
+from pipelines.stages.job import Job
 from sweeps.definition import Metric
 
 
@@ -39,7 +40,7 @@ class QualityWatch:
         self,
         network: nn.Module,
         averages: FollowAverages,
-        training: schema.Training,
+        training: TrainingSettings,
         job: Job,
         context: TrainingContext,
     ) -> _Measurements:
@@ -58,7 +59,7 @@ class _Measurements:
         watch: QualityWatch,
         network: Any,
         averages: FollowAverages,
-        training: schema.Training,
+        training: TrainingSettings,
         job: Job,
         context: TrainingContext,
     ) -> None:

@@ -17,7 +17,7 @@ from ayf_core.conditions import Condition
 from ayf_core.evaluation.catalogue import headline
 from ayf_core.evaluation.quality import ImageReference, PointReference
 from ayf_core.sampling.generator import Generator
-from pipelines.stages.assembly import load
+from pipelines.stages.job import load
 
 if TYPE_CHECKING:
     from pipelines.settings import experiment as schema

@@ -22,7 +22,7 @@ from ayf_core.data.latents import Batch, LatentDataset
 from ayf_core.data.sets.base import DataSet, Split
 from ayf_core.errors import Preempted
 from ayf_core.training.context import TrainingContext
-from pipelines.stages.assembly import Job, data_job
+from pipelines.stages.job import Job, data_job
 
 if TYPE_CHECKING:
     from pipelines.execution.stage import Stage

@@ -13,8 +13,9 @@ from ayf_core.objectives.adversarial_finish import AdversarialFinish, Discrimina
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.phases import Phase
-from pipelines.stages.assembly import data_conditions, finish, fit, keep_model, latent_job
+from pipelines.stages.assembly import data_conditions, finish, fit, keep_model
 from pipelines.stages.distill import distillation, teacher_velocity, teachers
+from pipelines.stages.job import latent_job
 
 if TYPE_CHECKING:
     from pipelines.execution.stage import Stage

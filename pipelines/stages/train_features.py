@@ -14,7 +14,8 @@ from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.phases import Phase
-from pipelines.stages.assembly import Job, data_job, fit
+from pipelines.stages.assembly import fit
+from pipelines.stages.job import Job, data_job
 
 if TYPE_CHECKING:
     from pipelines.execution.stage import Stage

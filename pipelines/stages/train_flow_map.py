@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines.stages.assembly import keep_model, latent_job
+from pipelines.stages.assembly import keep_model
 from pipelines.stages.distill import train
+from pipelines.stages.job import latent_job
 
 if TYPE_CHECKING:
     from pipelines.execution.stage import Stage

@@ -12,7 +12,8 @@ from ayf_core.objectives.flow_matching import FlowMatching
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.phases import Phase
-from pipelines.stages.assembly import Job, finish, fit, keep_model, latent_job, network_spec
+from pipelines.stages.assembly import finish, fit, keep_model, network_spec
+from pipelines.stages.job import Job, latent_job
 
 if TYPE_CHECKING:
     from pipelines.execution.stage import Stage

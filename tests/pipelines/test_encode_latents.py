@@ -15,8 +15,8 @@ from ayf_core.errors import AyfError, Preempted
 from ayf_core.registry import Chosen, find
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages import encode_latents
-from pipelines.stages.assembly import Job
 from pipelines.stages.encode_latents import encode, shards_of
+from pipelines.stages.job import Job
 
 SHARD = 100
 

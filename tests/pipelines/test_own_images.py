@@ -15,7 +15,7 @@ from ayf_core.registry import Chosen, find
 from pipelines.execution.stage import Stage
 from pipelines.project.declarations import Declaration
 from pipelines.settings.runtime import RuntimeConfig
-from pipelines.stages.assembly import load as load_checked
+from pipelines.stages.job import load as load_checked
 
 Image = pytest.importorskip("PIL.Image")
 

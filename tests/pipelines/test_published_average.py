@@ -15,7 +15,7 @@ from ayf_core.training.context import LocalContext
 from pipelines.settings.experiment import Training
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages import train_codec, train_features
-from pipelines.stages.assembly import Job
+from pipelines.stages.job import Job
 
 pytest.importorskip("diffusers")
 pytest.importorskip("sklearn")
