@@ -180,7 +180,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TRAININGS = {"train_codec", "train_features", "train_teacher", "train_weak_teacher", "distill", "finetune_adversarial"}
 PLACES = {
-    "ayf_core/training/trainer.py": TRAININGS | {"encode_latents"},
+    "ayf_core/training/trainer.py": TRAININGS,
     "pipelines/stages/train_features.py": {"train_features"},
     "pipelines/stages/distill.py": {"distill", "finetune_adversarial"},
     "pipelines/execution/ray_train.py": set(),
