@@ -20,10 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ayf_core.conditions import class_labels
 from ayf_core.data.latent_shards import write_latents
 from ayf_core.data.latents import LatentDataset
-from ayf_core.networks import NetworkSpec, build_network
-from ayf_core.objectives import FlowMatching
+from ayf_core.networks.build import build_network
+from ayf_core.networks.spec import NetworkSpec
+from ayf_core.objectives.flow_matching import FlowMatching
+from ayf_core.times import LogitNormalTime
 from ayf_core.training import trainer as trainer_module
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import LatentData
@@ -71,8 +74,11 @@ class SlowData(LatentData):
 
 def training(data: LatentData, folder: Path, device: str) -> Trainer:
     torch.manual_seed(0)
-    spec = NetworkSpec(kind="dit", shape=SHAPE, num_classes=10, width=64, depth=2, heads=2, patch_size=8)
-    phase = Phase(name="network", network=build_network(spec), objective=FlowMatching(null_label=10))
+    sizes = {"width": 32, "depth": 1, "heads": 2, "patch_size": 16}
+    spec = NetworkSpec(kind="dit", settings=sizes, shape=SHAPE, conditions=class_labels(10))
+    law = LogitNormalTime(mean=0.0, std=1.0)
+    objective = FlowMatching(time_law=law, conditions=spec.conditions, label_dropout=0.0)
+    phase = Phase(name="network", network=build_network(spec), objective=objective)
     quiet = LoopOptions(log_every=10**6, checkpoint_every=10**6)
     return Trainer([phase], data, SETTINGS, LocalContext(folder, device), seed=0, options=quiet)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from ayf_core.conditions import Condition
 from ayf_core.errors import AyfError
-from ayf_core.objectives import Batch, Loss
+from ayf_core.objectives.base import Batch, Loss
 from ayf_core.training.context import LocalContext
 from ayf_core.training.micro_batches import MicroBatch
 from ayf_core.training.phases import SKIPPED_IN_A_ROW, Phase, PhaseRunner
@@ -28,7 +29,7 @@ def runner(tmp_path, learning_rate=None, **settings):
 
 
 def update(phase, step, x=1.0):
-    batch = Batch(torch.full((4, 1), x), torch.zeros(4, dtype=torch.long))
+    batch = Batch(torch.full((4, 1), x), Condition())
     return phase.update(WHOLE, [(batch, None)], step, True)
 
 
@@ -86,7 +87,7 @@ def test_no_step_that_is_not_logged_asks_the_device_for_a_number(tmp_path, monke
     def refuse(*_):
         raise AssertionError("the host waits for the device")
 
-    batch = Batch(torch.ones(4, 1), torch.zeros(4, dtype=torch.long))
+    batch = Batch(torch.ones(4, 1), Condition())
     for name in ("__bool__", "__float__", "__int__", "item", "tolist", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
     phase.update(WHOLE, [(batch, None)], 1, False)
