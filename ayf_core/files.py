@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -29,17 +30,23 @@ def read_json(path: Path) -> Any:
 def write_whole(path: Path, content: str | bytes, *, to_disk: bool = False) -> None:
     """Write beside and rename: a reader, or a kill, finds the old content or the new one, never half of it.
 
+    Several processes may write one path at once: each writes beside under a name of its own.
+
     Args:
         content: a text is written as UTF-8.
         to_disk: wait until the content is there even after a power failure.
     """
-    beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        if to_disk:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(beside, path)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if to_disk:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

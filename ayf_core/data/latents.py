@@ -1,9 +1,8 @@
 """Latent shards: what a codec made of a data set, on disk, checked and memory-mapped.
 
-A folder of latents holds `manifest.json` and shards `shard_00000.safetensors`, each with three tensors: mean
-and std [n, *shape] float32 (the Gaussian the codec gives for each example) and label [n] int64. A training
-step draws z = mean + std * noise and normalises it with the manifest's shift and scale. The same latents give
-the same bytes.
+A folder of latents holds `manifest.json` and shards `shard_00000.safetensors`, each with three tensors: mean and std
+[n, *shape] float32 (the Gaussian the codec gives for each example) and label [n] int64. A training step draws
+z = mean + std * noise and normalises it with the manifest's shift and scale. The same latents give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ayf_core.data.verified import VerifiedFiles
 from ayf_core.errors import AyfError
 from ayf_core.files import inside, parse_json, read_json
 
@@ -124,15 +124,18 @@ class LatentDataset:
         mean, std, labels = (torch.from_numpy(np.asarray(array)) for array in picked)
         return mean, std, labels
 
-    def verify(self) -> None:
-        """Recompute every checksum.
+    def verify(self, remembered: VerifiedFiles | None = None) -> None:
+        """Compare every shard's checksum with the manifest's.
+
+        Args:
+            remembered: spares reading a shard that is as it was when its checksum was computed here before.
 
         Raises:
             AyfError: naming the first shard whose bytes are not those that were written.
         """
         for shard in self.manifest["shards"]:
             file = self.folder / shard["file"]
-            if sha256(file) != shard["sha256"]:
+            if sha256(file, remembered) != shard["sha256"]:
                 raise AyfError(f"latent shard {file} is damaged (its checksum differs): {REMEDY}")
 
     def _open(self) -> list[dict[str, np.ndarray]]:
@@ -227,9 +230,11 @@ def _map_shard(file: Path, count: int, shape: tuple[int, ...]) -> dict[str, np.n
     return arrays
 
 
-def sha256(file: Path) -> str:
+def sha256(file: Path, remembered: VerifiedFiles | None = None) -> str:
     """Checksum of a shard's bytes. Raises AyfError where it cannot be read."""
     try:
+        if remembered is not None:
+            return remembered.sha256(file)
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:

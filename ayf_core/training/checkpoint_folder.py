@@ -138,8 +138,10 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a folder beside, bring it to the disk, give it its name; returns `folder/step_<step>`.
 
-    A kill at any instant leaves either no `step_<step>` or a complete one. Raises AyfError when the disk is
-    full.
+    A kill at any instant leaves either no `step_<step>` or a complete one.
+
+    Raises:
+        AyfError: the disk is full.
     """
     final = folder / checkpoint_name(step)
     # Of its own name: a worker that is believed dead, on a node cut off, may still be writing its own.

@@ -49,13 +49,19 @@ class TrainingContext(Protocol):
     def save_checkpoint(self, step: int, state: State) -> None:
         """Keep a checkpoint of `step`: `state` is copied at once and written while training goes on.
 
-        Every rank may call it; rank 0 writes, and the others may pass None. Raises AyfError when the disk was full
-        at the write before.
+        Every rank may call it; rank 0 writes, and the others may pass None.
+
+        Raises:
+            AyfError: the disk was full at the write before.
         """
         ...
 
     def wait(self) -> None:
-        """Return when all checkpoints are written. Raises AyfError when the disk was full."""
+        """Return when all checkpoints are written.
+
+        Raises:
+            AyfError: the disk was full.
+        """
         ...
 
     def stop_asked(self) -> bool:

@@ -1,9 +1,9 @@
 """Power-function averages of the weights, and any other width reconstructed after training.
 
-From EDM2 (Karras et al., arXiv 2312.02696), section 3 and appendix C. The mathematics comes first, as pure
-functions that need no trainer; `PowerFunctionEMA` holds the state and calls them. A width is named by
-`std`, the paper's σ_rel: the standard deviation of the averaging profile as a fraction of the training so
-far (0.05 and 0.10 are usual). Steps count finished optimiser steps, from 1.
+From EDM2 (Karras et al., arXiv 2312.02696), section 3 and appendix C. The mathematics comes first, as pure functions
+that need no trainer; `PowerFunctionEMA` holds the state and calls them. A width is named by `std`, the paper's σ_rel:
+the standard deviation of the averaging profile as a fraction of the training so far (0.05 and 0.10 are usual). Steps
+count finished optimiser steps, from 1.
 """
 
 import json
@@ -71,8 +71,8 @@ def solve_posthoc_coefficients(
 ) -> np.ndarray:
     """Coefficients [n], float64, of stored averages that come closest to the wanted one (algorithm 3).
 
-    Least squares between profiles: A c = b with A_ij = ⟨p_i, p_j⟩ and b_i = ⟨p_i, p_wanted⟩. The result is
-    scaled to sum 1, so that a constant weight is returned unchanged.
+    Least squares between profiles: A c = b with A_ij = ⟨p_i, p_j⟩ and b_i = ⟨p_i, p_wanted⟩. The result is scaled to
+    sum 1, so that a constant weight is returned unchanged.
 
     Raises:
         AyfError: nothing stored, or the same (step, std) stored twice.

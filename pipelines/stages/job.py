@@ -11,6 +11,7 @@ from torch import nn
 
 from ayf_core.data.latents import LatentDataset
 from ayf_core.data.sets.base import DataSet
+from ayf_core.data.verified import VerifiedFiles
 from ayf_core.evaluation.counts import check_counts
 from ayf_core.registry import Chosen
 
@@ -88,8 +89,9 @@ def data_job(config: schema.Config, stage: Stage) -> Job:
 def latent_job(config: schema.Config, stage: Stage) -> Job:
     """The job of a stage that trains on latents, whose checksums are verified before any work."""
     latents = stage.input("data/latents")
+    remembered = VerifiedFiles(stage.root / "runs" / "verified")
     for split in ("train", "test"):
-        LatentDataset(latents / split).verify()
+        LatentDataset(latents / split).verify(remembered)
     stage.run.log_dataset_input("data/latents", stage.digest("data/latents"))
     codec = stage.input("models/codec")
     return dataclasses.replace(_job(config, stage), latents=latents, codec=codec, watch=stage.watch)

@@ -1,9 +1,11 @@
 """The training loop: resumes bit for bit, accumulates honestly, stops when gradients stay broken."""
 
+import contextlib
 import copy
 import dataclasses
 import json
 import math
+import threading
 
 import pytest
 import torch
@@ -347,3 +349,25 @@ def test_tensor_data_gives_the_asked_samples():
     assert isinstance(batch, Batch)
     assert batch.condition["labels"].tolist() == [3, 3, 7]
     assert len(data) == 10
+
+
+@pytest.mark.parametrize("end", ["stop", "preemption", "error in the data", "last step"])
+def test_what_reads_ahead_ends_with_the_training(tmp_path, end):
+    data = data_of()
+    if end == "error in the data":
+        read, calls = data.read, []
+
+        def failing(indices):
+            calls.append(indices)
+            if len(calls) == 5:
+                raise OSError("the disk is gone")
+            return read(indices)
+
+        data.read = failing
+    trainer = trainer_of(tmp_path, data=data, stop=3 if end == "stop" else None)
+    if end == "preemption":
+        trainer.context.stop_asked = lambda: trainer.step == 3
+    expected = {"stop": Stop, "preemption": Preempted, "error in the data": OSError}.get(end)
+    with pytest.raises(expected) if expected else contextlib.nullcontext():
+        trainer.fit()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
