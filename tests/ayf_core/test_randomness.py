@@ -209,7 +209,7 @@ def test_neighbouring_elements_and_rows_are_independent():
 def test_draws_of_a_time_pair_are_independent_of_each_other():
     """Which bucket, how long and where it ends: none of the three tells of the others."""
     random = StepRandom(0, 0, COUNT)
-    t, s = IntervalLaw(p_mean=-0.8, p_std=1.0).sample(random)
+    t, s = IntervalLaw(p_mean=-0.8, p_std=1.0, full_jump_fraction=0.0, diagonal_fraction=0.0).sample(random)
     interval = t - s
     end = s / (1 - interval)
     bucket = random.uniform("time bucket")
