@@ -146,7 +146,7 @@ class Trainer:
         if self._ahead is None:
             self._ahead = ReadAhead(self._read, self._requests(), self.context.device)
         for part in self.micro_batches:
-            random = StepRandom(self.seed, self.step, self.settings.batch_size, part.rows, self.context.device)
+            random = StepRandom(self.seed, self.step, part.rows, self.context.device)
             yield self.data.batch(self._ahead.take(), random), random
 
     def _requests(self) -> Iterator[tuple[int, slice]]:

@@ -135,7 +135,7 @@ class BrokenAtFirst(FlowMatching):
 
     def __call__(self, network, batch, random, step, monitor=False):
         loss = super().__call__(network, batch, random, step, monitor)
-        bad = step == 0 and random.rows.stop == random.global_batch
+        bad = step == 0 and random.rows.stop == 8
         return Loss(loss.value * float("nan"), loss.metrics) if bad else loss
 
 

@@ -192,7 +192,7 @@ def test_teacher_that_fails_on_one_sample_leaves_the_gradients_of_the_others(kin
     # The other five alone: same draws, a mean over six.
     for rows in (slice(0, 2), slice(3, 6)):
         part = Batch(batch.x[rows], batch.condition.rows(rows))
-        alone = distillation(kind, backend=backend)(network, part, StepRandom(0, 7, 6, rows), step=0)
+        alone = distillation(kind, backend=backend)(network, part, StepRandom(0, 7, rows), step=0)
         (alone.value * len(part.x) / 6).backward()
     torch.testing.assert_close(spoilt, gradient_of(network), rtol=1e-10, atol=1e-12)
     assert float(loss.metrics["masked_samples"]) == pytest.approx(1 / 6)
