@@ -1,4 +1,4 @@
-"""Writes the tables of files in docs/architecture.md from the modules' own first sentences.
+"""Writes the tables of docs/files.md from the modules' own first sentences.
 
     python docs/rooms.py            writes them
     python docs/rooms.py --check    exit status 1 where they are not up to date
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "files.md"
 _TABLE = re.compile(r"(<!-- rooms: (?P<folder>[\w/]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -107,3 +107,8 @@ def test_no_file_names_a_path_of_a_developers_machine() -> None:
             if homes.search(line) or any(folder in line for folder in own):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
     assert found == []
+
+
+def test_the_tables_of_files_are_up_to_date() -> None:
+    result = subprocess.run([sys.executable, "docs/rooms.py", "--check"], cwd=ROOT)
+    assert result.returncode == 0, "write them again: python docs/rooms.py"
