@@ -25,6 +25,7 @@ from ayf_core.networks.files import save_network
 from ayf_core.objectives.base import Batch
 from ayf_core.objectives.flow_map import FlowMapObjective
 from ayf_core.randomness import StepRandom
+from ayf_core.registry import Chosen, find
 from ayf_core.sampling.generator import Generator
 from ayf_core.training.artefact import save_model
 from ayf_core.training.context import LocalContext
@@ -116,9 +117,9 @@ def test_the_tangents_warmup_is_a_share_of_this_students_own_steps(
     monkeypatch.setattr(distill, "checked", lambda *told: 0.0)
     (phase,) = fitted(monkeypatch, distill, {"distill": config.distill, "name": name}, tmp_path)
     objective: Any = phase.objective
-    steps = getattr(config.distill, name).training.steps
+    steps = config.distill.students[name].training.steps
     grown = round(config.distill.tangent.warmup_fraction * steps)
-    assert grown != getattr(config.distill, name).training.warmup_steps
+    assert grown != config.distill.students[name].training.warmup_steps
     rising = [objective.tangent.warmup(step, objective.steps) for step in (0, grown - 1, grown)]
     assert rising[0] == 0
     assert rising[1] < rising[2] == config.distill.tangent.warmup_max
@@ -127,9 +128,11 @@ def test_the_tangents_warmup_is_a_share_of_this_students_own_steps(
 
 
 def test_an_objective_without_a_teacher_starts_from_fresh_weights_and_is_told_no_scale(config: Config) -> None:
-    objective = distill.distillation(config.distill, "mean_flow", None, 40)
+    student = dataclasses.replace(config.distill.students["emd"], component=Chosen(find("objective", "mean_flow")))
+    settings = dataclasses.replace(config.distill, students={"mean_flow": student})
+    objective = distill.distillation(settings, "mean_flow", None, 40)
     assert isinstance(objective, FlowMapObjective)
-    assert distill.guidance_of(config.distill, "mean_flow").range is None
+    assert distill.guidance_of(settings, "mean_flow").range is None
     assert not distill.needs_teacher("mean_flow")
     job = SimpleNamespace(seed=0, latent_dataset=lambda: LATENTS)
     network = distill.start({"job": job, "network": config.teacher.network}, guided=False)
@@ -249,9 +252,3 @@ def test_a_picture_says_how_far_off_a_rebuilt_width_is(models: Path, monkeypatch
     said = sample_grid(models / "models/adversarial", models, steps=1, out=models / "grid.png")
     assert said == f"uniform grid, γ 0, {words}"
     assert (models / "grid.png").exists()
-
-
-def test_the_report_reads_the_models_that_were_evaluated_whatever_objectives_there_are(tmp_path: Path) -> None:
-    for name in ("lmd", "teacher"):
-        (tmp_path / f"{name}.json").write_text('{"rows": []}')
-    assert list(report.read_results(tmp_path)) == ["teacher", "lmd"]
