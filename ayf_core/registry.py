@@ -12,6 +12,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -105,16 +106,22 @@ def register(room: str, name: str, **facts: Any) -> Callable[[T], T]:
     return marked
 
 
-def use_plugins(packages: Iterable[str]) -> None:
+def use_plugins(packages: Iterable[str], beside: str | Path | None = None) -> None:
     """Search these packages too, in place of any named before.
+
+    Args:
+        beside: a folder that may hold them, such as the project's.
 
     Raises:
         AyfError: one of them cannot be found.
     """
     global _plugins
+    packages = tuple(packages)
+    if packages and beside is not None and str(beside) not in sys.path:
+        sys.path.append(str(beside))
     for package in packages:
         files_of(package)
-    _plugins = tuple(packages)
+    _plugins = packages
     _components.cache_clear()
 
 

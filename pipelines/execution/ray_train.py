@@ -24,6 +24,7 @@ import torch
 
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line
+from ayf_core.registry import plugins
 from ayf_core.training.checkpoint_folder import CHECKPOINTS_KEPT
 from ayf_core.training.context import LocalContext
 from pipelines.execution.follower import Follower, OnLog
@@ -95,6 +96,8 @@ def run_training(
             stop_file=stop_file,
             keep=None if keep_all else CHECKPOINTS_KEPT,
             threads=worker_threads(runtime),
+            plugins=plugins(),
+            project=Path.cwd(),
         )
         result = run(job, runtime, progress)
         follower.finish()

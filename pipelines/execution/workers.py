@@ -14,6 +14,7 @@ import torch
 
 from ayf_core.errors import AyfError, Preempted
 from ayf_core.files import first_line, write_whole
+from ayf_core.registry import use_plugins
 from ayf_core.training.context import LocalContext, TrainingContext
 
 TrainFunction = Callable[[dict, TrainingContext], dict]
@@ -77,6 +78,7 @@ class TrainingJob:
         stop_file: once it is there, training ends with a checkpoint.
         keep: so many checkpoints; None keeps all.
         threads: of each worker.
+        plugins: packages that add components, and the folder of the project that may hold them.
     """
 
     train: TrainFunction
@@ -85,6 +87,8 @@ class TrainingJob:
     stop_file: Path
     keep: int | None
     threads: int
+    plugins: tuple[str, ...]
+    project: Path
 
 
 def train_on_worker(given: dict[str, Any]) -> dict:
@@ -98,6 +102,7 @@ def train_on_worker(given: dict[str, Any]) -> dict:
 
 def guarded(job: TrainingJob, context: TrainingContext) -> dict:
     """Train; return an error that would repeat itself, leave any other to Ray: it replaces the workers."""
+    use_plugins(job.plugins, job.project)
     try:
         try:
             return {"result": job.train(job.config, context)}

@@ -149,7 +149,7 @@ def stage_code(root: Path, stages: Iterable[str] | None = None, *, accepted: boo
     """
     declared, params = read_declarations(root), read_params(root)
     plugins = plugins_of(root)
-    use_plugins(plugins)
+    use_plugins(plugins, root)
     sources = Sources(root, [*PACKAGES, *plugins])
     changes = accepted_changes(root) if accepted else []
     found = {}
@@ -191,6 +191,7 @@ def write_code(root: Path) -> None:
 
 def write_plugin(root: Path, package: str) -> None:
     """Write the digest of each module of a plug-in, so that DVC sees it change. The work of the stage `plugin`."""
+    use_plugins([package], root)
     modules = {module: read_source(file, module).digest for file, module in files_of(package)}
     path = root / PLUGIN_FOLDER / f"{package}.json"
     path.parent.mkdir(exist_ok=True)

@@ -151,7 +151,7 @@ def read_config(root: Path) -> tuple[Config | None, list[str]]:
     file = read_params(root)
     values = file.values
     try:
-        use_plugins_of(values)
+        use_plugins_of(values, root)
     except AyfError as error:
         return None, [file.located(str(error))]
     config, problems = checked(values, root)
@@ -167,8 +167,8 @@ def read_params(root: Path) -> YamlFile:
     return read_yaml(root / PARAMS_FILE, "write one with `ayf params use preset=digits`")
 
 
-def use_plugins_of(values: Mapping[str, Any]) -> None:
-    """Put the plug-ins that settings name in use; a list that is none is left to the check of its type.
+def use_plugins_of(values: Mapping[str, Any], root: Path) -> None:
+    """Put the plug-ins that settings name in use, beside those that are; what is no list is left to the check of types.
 
     Raises:
         AyfError: one of them cannot be found.
@@ -176,8 +176,9 @@ def use_plugins_of(values: Mapping[str, Any]) -> None:
     named = values.get("plugins")
     if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
         return
-    if tuple(named) != plugins():
-        use_plugins(named)
+    more = [name for name in named if name not in plugins()]
+    if more:
+        use_plugins([*plugins(), *more], root)
 
 
 def checked(values: Mapping[str, Any], root: Path | None = None) -> tuple[Config | None, list[str]]:

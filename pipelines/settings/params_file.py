@@ -92,7 +92,7 @@ def _overridden(root: Path, values: dict[str, Any], overrides: Sequence[str]) ->
     Where another component is chosen, the settings of the one before are dropped and those of its own must be named.
     """
     given = dict(map(_read_override, overrides))
-    use_plugins_of({**values, **{key: value for key, value in given.items() if key == "plugins"}})
+    use_plugins_of({**values, **{key: value for key, value in given.items() if key == "plugins"}}, root)
     for key, value in given.items():
         tree.with_value(values, key, value)
     keys = tree.keys_of(Config, values)

@@ -95,6 +95,9 @@ def _walk_each(choice: Choice, values: Mapping[str, Any], prefix: str, keys: Key
         _walk(find(choice.room, name).load(), values.get(name), f"{key}.", keys)
         assert choice.schema is not None
         _walk(choice.schema, values.get(name), f"{key}.", keys)
+    for other in names(choice.room):
+        if f"{prefix}{other}" not in keys.groups:
+            keys.foreign[f"{prefix}{other}"] = f"{other} in {prefix}{choice.by[0]}"
 
 
 def _named(choice: Choice, values: Mapping[str, Any]) -> list[Any]:

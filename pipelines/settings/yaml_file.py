@@ -64,7 +64,7 @@ class YamlFile:
     def located(self, line: str) -> str:
         """A complaint that begins with a setting's key, after the file and line that the key stands in."""
         words = line.split(" ")
-        key = words[2].rstrip(":") if line.startswith("unknown setting ") else words[0]
+        key = words[2].rstrip(":") if line.startswith("unknown setting ") else words[0].rstrip(":")
         return f"{self.where(key)}: {line}"
 
     def set(self, key: str, value: Any) -> None:

@@ -69,7 +69,7 @@ def test_a_folder_that_slurm_cannot_take_is_refused(name: str) -> None:
 def test_an_environment_that_ray_cannot_start_is_refused(
     place: str, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "executable", f"/home/{place}/.venv/bin/python")
+    monkeypatch.setattr(sys, "executable", f"/opt/{place}/.venv/bin/python")
     if fits:
         paths.require_path_for_ray()
     else:
@@ -78,10 +78,10 @@ def test_an_environment_that_ray_cannot_start_is_refused(
 
 
 def test_only_a_path_that_needs_quotes_is_handed_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/home/me/.venv/bin/python")
+    monkeypatch.setattr(sys, "executable", "/opt/me/.venv/bin/python")
     assert own_ray.interpreter_of_workers() == {}
-    monkeypatch.setattr(sys, "executable", "/home/my project/bin/python")
-    assert own_ray.interpreter_of_workers() == {"py_executable": "'/home/my project/bin/python'"}
+    monkeypatch.setattr(sys, "executable", "/opt/my project/bin/python")
+    assert own_ray.interpreter_of_workers() == {"py_executable": "'/opt/my project/bin/python'"}
 
 
 # ------------------------------------------------------------------------------------- workers that do not come

@@ -117,7 +117,7 @@ def test_the_keys_are_those_of_the_chosen_component() -> None:
         ({"seed": {"a": 1}}, "seed must be a single value"),
         ({"seeds": 1}, "unknown setting seeds: did you mean seed?"),
         ({"students": ["toy_wide"], "toy_wide": {"width": 1}}, "the group toy_wide.training is missing (steps, rates)"),
-        ({"students": ["elsewhere"]}, "unknown setting toy_deep"),
+        ({"students": ["elsewhere"]}, "toy_deep belongs to toy_deep in students"),
     ],
 )
 def test_what_is_wrong_is_named_by_its_key(changes: dict[str, Any], words: str) -> None:

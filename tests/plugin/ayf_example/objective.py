@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ayf_core.interpolants import expand
 from ayf_core.objectives.base import Loss
-from ayf_core.objectives.emd import EulerianDistillation
+from ayf_core.objectives.eulerian import EulerianDistillation
 from ayf_core.registry import register
 from ayf_core.settings import setting
 from ayf_core.tangents import Point
