@@ -11,6 +11,7 @@ from pipelines.project.declarations import Declaration, declared_params, overlap
 
 ROOMS = {
     r"(.*\.)?network\.kind": "network",
+    r"adversarial\.student": "objective",
     r"data\.name": "data set",
     r"codec\.kind": "codec",
     r"features\.kind": "features",

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 
 from ayf_core.errors import AyfError
 from pipelines.project.accepted import Accepted, accept, as_accepted
+from pipelines.project.choices import ROOMS
 from pipelines.project.code import Sources, as_text, check_code, code_file, stage_code, write_code
 from pipelines.project.declarations import read_declarations
 from pipelines.project.syntax import read_source
+from pipelines.settings.params_file import from_preset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLAIN = "import math\n\nLIMIT = 3\n\n\ndef area(radius):\n    return math.pi * radius**2\n"
@@ -266,3 +269,10 @@ def test_a_code_file_says_what_the_code_is(copy: Path) -> None:
     assert (
         modules["pipelines.stages.train_teacher"] == stage_code(copy)["train_teacher"]["pipelines.stages.train_teacher"]
     )
+
+
+def test_every_setting_that_names_a_component_is_known_to_the_choices() -> None:
+    keys = from_preset(REPOSITORY, "digits").keys().settings
+    rooms = {key: setting.room for key, setting in keys.items() if setting.room and not setting.is_list}
+    known = {key: {room for pattern, room in ROOMS.items() if re.fullmatch(pattern, key)} for key in rooms}
+    assert known == {key: {room} for key, room in rooms.items()}
