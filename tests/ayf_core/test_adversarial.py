@@ -225,5 +225,5 @@ def test_the_shape_of_a_sample_chooses_the_discriminator():
     assert isinstance(build_discriminator((2,), **settings), MLPDiscriminator)
     with pytest.raises(AyfError, match="no discriminator"):
         build_discriminator((3, 4, 4, 4), **settings)
-    with pytest.raises(AyfError, match="sides of 4"):
+    with pytest.raises(AyfError, match="too small for the adversarial finish"):
         build_discriminator((3, 2, 8), **settings)

@@ -121,7 +121,7 @@ def test_spec_survives_the_way_to_json_and_back(spec):
         ({"kind": "unet"}, "unknown network 'unet': choose dit, mlp"),
         ({"kind": "mlp", "settings": SPECS["mlp"].settings}, "use network kind 'dit'"),
         ({"shape": (2,)}, "use network kind 'mlp'"),
-        ({"settings": SPECS["dit"].settings | {"width": 15}}, "not a multiple of heads"),
+        ({"settings": SPECS["dit"].settings | {"width": 15}}, "must be a multiple of heads"),
         ({"settings": SPECS["dit"].settings | {"patch_size": 3}}, "does not divide"),
     ],
 )

@@ -84,7 +84,7 @@ def test_use_writes_a_file_where_there_is_none(project: Path) -> None:
     (project / "params.yaml").unlink()
     result = ayf("params", "use", "preset=checkerboard")
     assert result.exit_code == 0
-    assert load_config(project).data.name == "checkerboard"
+    assert load_config(project).data.kind == "checkerboard"
 
 
 def test_use_replaces_a_broken_file(project: Path) -> None:
@@ -172,7 +172,7 @@ def test_outside_a_project_the_remedy_is_named(tmp_path: Path, monkeypatch: pyte
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
     """What `ayf ui` would have become; nothing is started."""
     commands: list[tuple[list[str], dict[str, str]]] = []
-    monkeypatch.setattr(ui, "become", lambda command, environment: commands.append((command, environment)))
+    monkeypatch.setattr(ui, "replace_process", lambda command, environment: commands.append((command, environment)))
     return commands
 
 

@@ -34,7 +34,7 @@ def write_images(folder: Path, classes: int, count: int) -> Path:
 
 def load(folder: Path, *, features: str = "pixels", neighbours: int = 5, test_fraction: float = 0.3) -> None:
     data = {"folder": str(folder), "image_size": 8, "test_fraction": test_fraction}
-    chosen = Chosen(find("features", features), {"width": 8} if features == "classifier" else {})
+    chosen = Chosen(find("features", features), {"width": 8, "training": None} if features == "classifier" else {})
     load_checked(Chosen(find("data set", "folder"), data), 0, chosen, neighbours)
 
 

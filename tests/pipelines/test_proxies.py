@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -21,13 +22,15 @@ DEAD_PROXY = "http://127.0.0.1:9"
 
 
 @pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     # What the code under test sets is put back as well.
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
+    yield
+    urllib.request.install_opener(None)  # type: ignore[arg-type]  # the one that urllib keeps has seen these proxies
 
 
 @pytest.fixture

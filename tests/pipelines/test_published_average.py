@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from ayf_core.registry import Chosen, find
 from ayf_core.training.context import LocalContext
-from pipelines.settings.experiment import Training
+from ayf_core.training_settings import TrainingSettings
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages import train_codec, train_features
 from pipelines.stages.job import Job
@@ -21,14 +21,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("sklearn")
 
 CODEC = {"latent_channels": 2, "channels": [8], "layers_per_block": 1, "kl_weight": 0.0}
-FEATURES = Chosen(find("features", "classifier"), {"width": 8})
-STAGES: Mapping[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
-    "codec": (
-        train_codec.train,
-        {"codec": Chosen(find("codec", "autoencoder_kl"), CODEC)},
-        "autoencoder/diffusion_pytorch_model.safetensors",
-    ),
-    "features": (train_features.train, {}, "classifier.safetensors"),
+STAGES: Mapping[str, tuple[Callable[..., Any], str]] = {
+    "codec": (train_codec.train, "autoencoder/diffusion_pytorch_model.safetensors"),
+    "features": (train_features.train, "classifier.safetensors"),
 }
 
 
@@ -37,8 +32,8 @@ STAGES: Mapping[str, tuple[Callable[..., Any], dict[str, Any], str]] = {
 def test_the_average_of_the_width_that_the_settings_name_is_published(
     tmp_path: Path, stage: str, published: float
 ) -> None:
-    train, settings, file = STAGES[stage]
-    training = Training(
+    train, file = STAGES[stage]
+    training = TrainingSettings(
         steps=4,
         batch_size=8,
         learning_rate=0.01,
@@ -55,10 +50,11 @@ def test_the_average_of_the_width_that_the_settings_name_is_published(
         seed=0,
         runtime=RuntimeConfig(),
         data=Chosen(find("data set", "digits"), {"test_fraction": 0.3}),
-        features=FEATURES,
+        features=Chosen(find("features", "classifier"), {"width": 8, "training": training}),
         neighbours=5,
     )
-    train({"job": job, "training": training, **settings}, LocalContext(tmp_path))
+    codec = find("codec", "autoencoder_kl").load()(**CODEC, training=training)
+    train({"job": job, "codec": codec}, LocalContext(tmp_path))
     weights = load_file(tmp_path / "final" / file)
     averages = {std: load_file(tmp_path / f"ema/ema_{std}_00000004.safetensors") for std in (0.05, 0.1)}
 

@@ -21,7 +21,8 @@ from ayf_core.errors import AyfError
 from ayf_core.evaluation.features.inception import InceptionFeatures
 from ayf_core.evaluation.features.small_classifier import SmallClassifier
 from ayf_core.flow_map import load_network
-from ayf_core.generator import Generator, read_sampling
+from ayf_core.sampling.generator import Generator
+from ayf_core.sampling.stored import read_sampling
 from ayf_core.training.checkpoints import load_state
 from ayf_core.training.ema import load_snapshots
 from sweeps.ledger import Ledger

@@ -65,9 +65,8 @@ def test_numbers_take_the_type_of_their_setting(tmp_path: Path, config: Config) 
 
 def test_a_trial_differs_from_the_experiment_in_its_point_alone(tmp_path: Path, config: Config) -> None:
     trial = read(tmp_path, config, FILE).trial_config({RATE: 0.004})
-    assert trial.distill.emd.training.learning_rate == 0.004
-    trial.distill.emd.training.learning_rate = config.distill.emd.training.learning_rate
-    assert trial == config
+    assert trial.distill.students["emd"].training.learning_rate == 0.004
+    assert trial.with_values({RATE: config.distill.students["emd"].training.learning_rate}) == config
 
 
 WRONG = {

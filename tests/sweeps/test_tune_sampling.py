@@ -257,7 +257,7 @@ def test_a_search_ended_by_hand_says_that_it_can_go_on_and_does(project: Path, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"metric": "fd"}, "no measure fd of points: choose jsd, sliced_wasserstein"),
+        ({"metric": "fd"}, "no measure fd of data.name = checkerboard: choose jsd, sliced_wasserstein"),
         ({"metric": "jsdd"}, "did you mean jsd"),
         ({"largest_guidance_scale": 3.0}, "models/student learnt 1 to 2"),
     ],
@@ -285,7 +285,7 @@ def test_a_teacher_is_not_sampled_by_settings_of_a_student(project: Path, option
 
 def test_a_student_of_other_data_is_refused(project: Path) -> None:
     params.write(project, params.from_preset(project, "smoke", []), "smoke")
-    with pytest.raises(AyfError, match="does not make images"):
+    with pytest.raises(AyfError, match=r"what params.yaml is about \(Handwritten digits\)"):
         tune_quietly(project)
 
 

@@ -25,16 +25,16 @@ def data(tmp_path: Path) -> LatentData:
 
 
 def test_posterior_noise_is_independent_of_the_noise_of_the_path(data: LatentData) -> None:
-    z = data.batch(data.read(torch.arange(ROWS)), StepRandom(seed=3, step=5, global_batch=ROWS)).x
+    z = data.batch(data.read(torch.arange(ROWS)), StepRandom(seed=3, step=5, rows=ROWS)).x
     assert z.std().item() == pytest.approx(1.0, abs=0.05)
-    noise = StepRandom(seed=3, step=5, global_batch=ROWS).normal("noise", (3, 2, 2))
+    noise = StepRandom(seed=3, step=5, rows=ROWS).normal("noise", (3, 2, 2))
     correlation = torch.corrcoef(torch.stack([z.flatten(), noise.flatten()]))[0, 1].item()
     assert abs(correlation) < 0.08  # 4.4 standard deviations of the correlation of 3,072 independent pairs
 
 
 def test_posterior_noise_is_new_in_every_step_and_the_same_in_the_same(data: LatentData) -> None:
     def drawn(step: int) -> torch.Tensor:
-        return data.batch(data.read(torch.arange(ROWS)), StepRandom(seed=3, step=step, global_batch=ROWS)).x
+        return data.batch(data.read(torch.arange(ROWS)), StepRandom(seed=3, step=step, rows=ROWS)).x
 
     assert torch.equal(drawn(1), drawn(1))
     assert (drawn(1) - drawn(2)).abs().max() > 1.0
