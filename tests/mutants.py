@@ -85,7 +85,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 
 def _not_run(tree: ast.AST) -> Iterator[ast.AST]:
-    """Annotations, and what a message says: a change there is no change of behaviour."""
+    """Annotations, what a message says and the like: a change there is no change of behaviour."""
     for node in ast.walk(tree):
         parts: list[ast.AST | None] = []
         if isinstance(node, ast.FunctionDef):
@@ -95,6 +95,8 @@ def _not_run(tree: ast.AST) -> Iterator[ast.AST]:
             parts += [node.annotation]
         elif isinstance(node, ast.ClassDef):
             parts += node.decorator_list
+        elif isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: the lengths are equal
+            parts += [node.value]
         elif isinstance(node, ast.Raise | ast.JoinedStr) or (isinstance(node, ast.If) and _for_types(node)):
             parts += [node]
         for part in parts:
