@@ -152,14 +152,15 @@ def sample(files: list[Path], count: int, seed: int) -> list[Mutant]:
 
 
 def tests_of(path: str) -> list[str]:
-    """Test files that name a module, those about little else first."""
+    """Test files that name a module, or else others of its folder: those about little else first."""
     module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    parent, _, name = module.rpartition(".")
-    named = re.compile(rf"\b{re.escape(module)}\b|from {re.escape(parent)} import [^\n]*\b{name}\b|\b{name}\b")
+    folder, _, name = module.rpartition(".")
+    room = folder.rpartition(".")[2]
     scored = []
     for file in sorted(ROOT.glob("tests/**/test_*.py")):
         text = file.read_text()
-        found = len(named.findall(text)) + 100 * (module in text) + 100 * (file.name == f"test_{name}.py")
+        found = 1000 * (file.stem == f"test_{name}") + 300 * (module in text) + 200 * file.stem.endswith(f"_{room}")
+        found += len(re.findall(rf"\b{name}\b", text)) + text.count(f"{folder}.")
         if found:
             scored.append((-found, str(file.relative_to(ROOT))))
     return [file for _, file in sorted(scored)[:MOST_TESTS]]
