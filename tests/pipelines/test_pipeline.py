@@ -19,6 +19,7 @@ from ayf_core.files import found_below
 from ayf_core.sampling.generator import Generator
 from pipelines.execution.accepting import accept_changes
 from pipelines.execution.run import run_stage
+from pipelines.project.code import write_code
 from pipelines.project.declarations import fingerprint, read_declarations
 from pipelines.settings.experiment import load_config
 from pipelines.stages.sampling import sample_grid
@@ -156,7 +157,7 @@ def start(root: Path, stage: str) -> subprocess.Popen[bytes]:
 
 
 def test_stage_killed_at_three_moments_gives_the_bytes_of_one_never_killed(project: Path, tmp_path: Path) -> None:
-    steps = 120  # so many that none is done before it is killed
+    steps = 60  # so many that none is done before it is killed
     settings = [f"distill.emd.training.steps={steps}", "distill.emd.training.batch_size=8"]
     quiet, killed = (make_project(tmp_path / name, *settings) for name in ("quiet", "killed"))
     for root in (quiet, killed):
