@@ -17,6 +17,7 @@ from ayf_core.settings import setting
 from ayf_core.training_settings import TrainingSettings
 from pipelines.project.declarations import Declaration, read_declarations
 from pipelines.settings import experiment as schema
+from pipelines.settings.reading import with_values
 from pipelines.settings.words import nearest, subtree
 from pipelines.settings.yaml_file import read_typed
 from sweeps.space import Dimension, Point, Range, extremes, grid_points, read_fixed, read_space
@@ -98,7 +99,7 @@ class Sweep:
         Raises:
             AyfError: settings that do not agree.
         """
-        return self.config.with_values({**self.fixed, **point})
+        return with_values(self.config, {**self.fixed, **point})
 
     def training(self, point: Point) -> TrainingSettings:
         """How the chain's last stage trains."""
@@ -139,7 +140,7 @@ def read_sweep(root: Path, path: Path, config: schema.Config) -> Sweep:
     space = read_space(groups.get("space", {}), keys, path.name)
     fixed = read_fixed(groups.get("fixed", {}), keys, path.name)
     chain = _chain(root, search.stages, path.name)
-    config = config.with_values(fixed)
+    config = with_values(config, fixed)
     metrics = tuple(_metric(name, config, chain[-1], path.name) for name in search.metrics)
     sweep = Sweep(path.stem, search, space, fixed, metrics, config, chain)
     _check_keys(root, sweep, path.name)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ayf_core.errors import AyfError
 from pipelines.project.declarations import check_deps, fingerprint, read_declarations
-from pipelines.settings.experiment import load_config
 from pipelines.settings.places import PARAMS_FILE
+from pipelines.settings.reading import load_config
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.settings.words import nearest
 from sweeps.definition import Sweep, read_sweep, sweep_names

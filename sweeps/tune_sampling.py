@@ -35,8 +35,9 @@ from pipelines.execution.locks import only_writer
 from pipelines.execution.ray_train import torch_device, worker_threads
 from pipelines.project.declarations import fingerprint
 from pipelines.settings import words as settings
-from pipelines.settings.experiment import Config, load_config
+from pipelines.settings.experiment import Config
 from pipelines.settings.places import PARAMS_FILE
+from pipelines.settings.reading import load_config
 from pipelines.settings.runtime import RuntimeConfig, load_runtime
 from pipelines.stages.bench import Bench
 from pipelines.stages.evaluate import Memory

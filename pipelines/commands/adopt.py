@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ayf_core.errors import AyfError
-from pipelines.settings.experiment import Config, load_config
+from pipelines.settings.experiment import Config
+from pipelines.settings.reading import load_config, with_values
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking.lineage import settings_of_run
 
@@ -29,6 +30,6 @@ def adopted(root: Path, run: str, runtime: RuntimeConfig | None = None) -> tuple
     if not taken:
         raise AyfError(f"the run {name} has no settings of params.yaml: name a trial of a sweep, or a stage's run")
     try:
-        return name, present.with_values(taken)
+        return name, with_values(present, taken)
     except AyfError as error:
         raise AyfError(f"the settings of {name} do not go with the present params.yaml: {error}") from error

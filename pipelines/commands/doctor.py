@@ -20,9 +20,9 @@ from ayf_core.files import first_line
 from pipelines.git import git
 from pipelines.machine import core_count, next_free_port, port_is_free
 from pipelines.paths import require_path_for_ray, require_path_for_slurm
-from pipelines.settings.experiment import read_config
 from pipelines.settings.params_file import named_preset
 from pipelines.settings.places import project_root
+from pipelines.settings.reading import read_config
 from pipelines.settings.runtime import RuntimeConfig, load_runtime
 from pipelines.slurm import scheduler as slurm
 

@@ -78,9 +78,9 @@ def params_adopt(run: str) -> None:
 def params_check() -> None:
     """Check params.yaml: keys, types, ranges and settings that must agree. Exit status 1 if not valid."""
     from pipelines.project.undeclared import undeclared
-    from pipelines.settings.experiment import read_config
     from pipelines.settings.params_file import differences, from_preset, named_preset
     from pipelines.settings.places import project_root
+    from pipelines.settings.reading import read_config
 
     root = project_root()
     config, problems = read_config(root)
@@ -98,9 +98,9 @@ def params_check() -> None:
 @click.argument("preset", required=False)
 def params_diff(preset: str | None) -> None:
     """Show what params.yaml changes of PRESET (default: the preset it was written from)."""
-    from pipelines.settings.experiment import load_config
     from pipelines.settings.params_file import differences, from_preset, named_preset
     from pipelines.settings.places import project_root
+    from pipelines.settings.reading import load_config
 
     root = project_root()
     preset = (preset or named_preset(root)).removeprefix("preset=")
@@ -115,8 +115,8 @@ def params_diff(preset: str | None) -> None:
 def replace_params(root: Path, config: Config, preset: str, *, in_place: bool = False) -> None:
     """Write params.yaml, anew or in place, and print what changed in it."""
     from ayf_core.errors import AyfError
-    from pipelines.settings.experiment import read_config
     from pipelines.settings.params_file import update, write
+    from pipelines.settings.reading import read_config
 
     try:
         before, _ = read_config(root)

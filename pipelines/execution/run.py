@@ -52,7 +52,7 @@ def run_stage(
     """
     root = root.absolute()
     if config is None or runtime is None:
-        from pipelines.settings.experiment import load_config
+        from pipelines.settings.reading import load_config
         from pipelines.settings.runtime import load_runtime
 
         config = config if config is not None else load_config(root)

@@ -17,8 +17,9 @@ from typing import Any
 from ayf_core.errors import AyfError
 from ayf_core.settings import Setting
 from pipelines.settings import tree
-from pipelines.settings.experiment import Config, checked, read_params, use_plugins_of
+from pipelines.settings.experiment import Config
 from pipelines.settings.places import PARAMS_FILE, conf_folder
+from pipelines.settings.reading import checked, read_params, use_plugins_of
 from pipelines.settings.words import literal, nearest
 from pipelines.settings.yaml_file import read_yaml
 

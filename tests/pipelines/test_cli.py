@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from pipelines import machine as ports
 from pipelines.commands.main import main
-from pipelines.settings.experiment import load_config
+from pipelines.settings.reading import load_config
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking import ui
 

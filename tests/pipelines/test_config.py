@@ -9,9 +9,10 @@ import pytest
 from ayf_core.errors import AyfError
 from pipelines.settings import tree
 from pipelines.settings.agreement import trainings
-from pipelines.settings.experiment import Config, load_config, read_config
+from pipelines.settings.experiment import Config
 from pipelines.settings.params_file import from_preset, presets, render, write
 from pipelines.settings.places import project_root
+from pipelines.settings.reading import load_config, read_config
 from pipelines.settings.runtime import RuntimeConfig, load_runtime
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,7 +10,6 @@ from ruamel.yaml import YAML
 from ayf_core.errors import AyfError
 from pipelines.settings import tree
 from pipelines.settings import words as settings
-from pipelines.settings.experiment import load_config
 from pipelines.settings.params_file import (
     changed,
     differences,
@@ -21,6 +20,7 @@ from pipelines.settings.params_file import (
     update,
     write,
 )
+from pipelines.settings.reading import load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

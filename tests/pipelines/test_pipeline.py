@@ -21,7 +21,7 @@ from pipelines.execution.accepting import accept_changes
 from pipelines.execution.run import run_stage
 from pipelines.project.code import write_code
 from pipelines.project.declarations import fingerprint, read_declarations
-from pipelines.settings.experiment import load_config
+from pipelines.settings.reading import load_config
 from pipelines.stages.sampling import sample_grid
 from pipelines.tracking.store import tracking_uri
 from tests.chain import CHAIN, REPOSITORY, copy_outputs, inline, make_project

@@ -17,7 +17,7 @@ from pipelines.execution.run import run_stage
 from pipelines.project.code import stage_code, write_code
 from pipelines.project.declarations import read_declarations
 from pipelines.settings import params_file as params
-from pipelines.settings.experiment import load_config
+from pipelines.settings.reading import load_config
 from tests.chain import REPOSITORY, inline, make_project
 
 PLUGIN = REPOSITORY / "tests/plugin/ayf_example"

@@ -31,7 +31,8 @@ from ayf_core.training.artefact import save_model
 from ayf_core.training.context import LocalContext
 from ayf_core.velocity import Autoguidance
 from pipelines.settings import params_file as params
-from pipelines.settings.experiment import Config, load_config
+from pipelines.settings.experiment import Config
+from pipelines.settings.reading import load_config
 from pipelines.stages import bench, distill, evaluate, finetune_adversarial, report, train_teacher
 from pipelines.stages.assembly import network_spec
 from pipelines.stages.pictures import preview_inputs

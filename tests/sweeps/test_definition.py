@@ -8,8 +8,9 @@ import pytest
 
 from ayf_core.errors import AyfError
 from pipelines.settings import params_file as params
-from pipelines.settings.experiment import Config, load_config
+from pipelines.settings.experiment import Config
 from pipelines.settings.params_file import from_preset
+from pipelines.settings.reading import load_config, with_values
 from pipelines.settings.runtime import RuntimeConfig
 from sweeps import resources
 from sweeps.definition import Sweep, read_sweep, sweep_names
@@ -66,7 +67,7 @@ def test_numbers_take_the_type_of_their_setting(tmp_path: Path, config: Config) 
 def test_a_trial_differs_from_the_experiment_in_its_point_alone(tmp_path: Path, config: Config) -> None:
     trial = read(tmp_path, config, FILE).trial_config({RATE: 0.004})
     assert trial.distill.students["emd"].training.learning_rate == 0.004
-    assert trial.with_values({RATE: config.distill.students["emd"].training.learning_rate}) == config
+    assert with_values(trial, {RATE: config.distill.students["emd"].training.learning_rate}) == config
 
 
 WRONG = {

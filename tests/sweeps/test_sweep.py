@@ -21,7 +21,7 @@ from ayf_core.errors import AyfError
 from ayf_core.files import found_below
 from pipelines.commands.main import main
 from pipelines.execution.run import run_stage
-from pipelines.settings.experiment import load_config
+from pipelines.settings.reading import load_config
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.tracking.store import ensure_store
 from sweeps.ledger import FAILED, FINISHED, STOPPED, Ledger

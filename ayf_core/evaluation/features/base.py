@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+WIDTH_STEP = 4
+"""Groups of the normalisation layers of networks here; they divide the width."""
+
+
 class FeatureExtractor(Protocol):
     """What turns samples (images [N, C, H, W] in [-1, 1]) into the features that distances are measured in.
 

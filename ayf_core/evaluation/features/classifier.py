@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from ayf_core.errors import AyfError
-from ayf_core.evaluation.features.base import FeaturesChoice
+from ayf_core.evaluation.features.base import WIDTH_STEP, FeaturesChoice
 from ayf_core.registry import register
 from ayf_core.settings import group, setting
 from ayf_core.training_settings import TrainingSettings
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from ayf_core.evaluation.features.small_classifier import ClassifierFeatures, SmallClassifier
-
-WIDTH_STEP = 4
-"""Groups of the normalisation layers; they divide the width."""
 
 
 @register("features", "classifier", title="Small classifier, trained here")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ayf_core.errors import AyfError
-from ayf_core.evaluation.features.classifier import WIDTH_STEP
+from ayf_core.evaluation.features.base import WIDTH_STEP
 from ayf_core.files import read_json, write_whole
 
 FORMAT = 1
