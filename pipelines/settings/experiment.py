@@ -1,7 +1,7 @@
 """The settings of an experiment, the tree of `params.yaml`: composed of the settings of the library's components.
 
-`params.yaml` holds every value; nothing that changes a result has a default. `pipelines.settings.reading` reads and checks
-it before any work.
+`params.yaml` holds every value; nothing that changes a result has a default. `pipelines.settings.reading` reads and
+checks it before any work.
 """
 
 from __future__ import annotations
