@@ -155,7 +155,7 @@ def test_the_adopted_trial_gives_the_pipeline_its_figure(finished: Path, tmp_pat
     (parent,) = runs_of(finished)["sweep"]
     best = MlflowClient(ensure_store(finished)).get_run(parent.data.tags["ayf.best"])
     wanted = json.loads(best.data.tags["ayf.point"])[LEARNING_RATE]
-    assert load_config(root).distill.emd.training.learning_rate == wanted
+    assert load_config(root).distill.students["emd"].training.learning_rate == wanted
     assert "learning_rate" in done.output
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     for stage in ("distill@emd", "evaluate@emd"):
