@@ -26,15 +26,16 @@ PATIENCE = 60
 
 
 @pytest.fixture
-def refused(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def refused(project: Project) -> Callable[..., str]:
     """The line `ayf` ends with, here in this process; it must fail, in one line, within a minute."""
 
     def run(*words: str, **environment: str) -> str:
-        monkeypatch.chdir(project.root)
-        for name, value in {**project.slurm.environment(), **environment}.items():
-            monkeypatch.setenv(name, value)
-        began = time.monotonic()
-        done = CliRunner().invoke(main, list(words))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(project.root)
+            for name, value in {**project.slurm.environment(), **environment}.items():
+                patch.setenv(name, value)
+            began = time.monotonic()
+            done = CliRunner().invoke(main, list(words))
         assert time.monotonic() - began < PATIENCE
         assert done.exit_code == 1, done.output
         lines = done.stderr.strip().splitlines()
