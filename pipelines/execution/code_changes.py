@@ -63,11 +63,9 @@ def code_changes(root: Path, stages: Iterable[str] | None = None) -> list[CodeCh
         md5 = _noted_md5(committed.get(stage, {}), stage)
         if md5 is not None and md5 != hashlib.md5(text, usedforsecurity=False).hexdigest():
             found.append(CodeChange(stage, _from_cache(root, md5), now))
-        scratch = _interrupted(root, stage)
+        scratch = _interrupted(root, stage, now)
         if scratch is not None:
-            before = read_json(scratch / _NOTE)["modules"]
-            if before != now:
-                found.append(CodeChange(stage, before, now, scratch))
+            found.append(CodeChange(stage, read_json(scratch / _NOTE)["modules"], now, scratch))
     return found
 
 
@@ -110,8 +108,8 @@ def _from_cache(root: Path, md5: str) -> Modules | None:
         return None
 
 
-def _interrupted(root: Path, name: str) -> Path | None:
-    """Scratch of the newest unfinished attempt at a stage with the present settings and inputs."""
+def _interrupted(root: Path, name: str, now: Modules) -> Path | None:
+    """Scratch of the newest unfinished attempt at a stage with the present settings and inputs, and with other code."""
     notes = sorted((root / "runs" / name).glob(f"*/{_NOTE}"), key=lambda note: note.stat().st_mtime, reverse=True)
     unfinished = [note for note in notes if not (note.parent / _COMPLETE).exists()]
     if not unfinished:
@@ -120,7 +118,11 @@ def _interrupted(root: Path, name: str) -> Path | None:
     if not all((root / dep).exists() for dep in declaration.deps):
         return None
     present = _other_inputs(Stage(root, declaration, RuntimeConfig()))
-    return next((note.parent for note in unfinished if read_json(note)["inputs"] == present), None)
+    for note in unfinished:
+        noted = read_json(note)
+        if noted["inputs"] == present and noted["modules"] != now:
+            return note.parent
+    return None
 
 
 def _other_inputs(stage: Stage) -> str:

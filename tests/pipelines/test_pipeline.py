@@ -245,4 +245,4 @@ def test_checkerboard_preset_runs_through_the_same_code(tmp_path: Path) -> None:
         run_stage(root, name, runtime=inline())
     measured = json.loads((root / "reports/metrics.json").read_text())
     assert measured["models"]["emd"]["nfe_1"]["distance"] > 0
-    assert load_config(root).data.kind == "points"
+    assert load_config(root).data.kind == "checkerboard"
