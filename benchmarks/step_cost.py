@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -32,7 +33,8 @@ from ayf_core.objectives.flow_matching import FlowMatching
 from ayf_core.objectives.lagrangian import LagrangianDistillation
 from ayf_core.objectives.tangent import TangentSettings
 from ayf_core.randomness import StepRandom
-from ayf_core.tangents import Point, eulerian_direction, value_and_derivative
+from ayf_core.tangents.engines import value_and_derivative
+from ayf_core.tangents.points import Point, eulerian_direction
 from ayf_core.times import IntervalLaw, LogitNormalTime
 from ayf_core.velocity import Autoguidance, NetworkVelocity, VelocityField
 
@@ -54,7 +56,7 @@ NETWORKS = {  # of the presets checkerboard and digits, with their batch sizes
 }
 TIMES = IntervalLaw(p_mean=-0.8, p_std=1.0, full_jump_fraction=0.0, diagonal_fraction=0.0)
 TANGENT = TangentSettings(
-    backend="split",
+    backend="dual",
     warmup_max=0.99,
     warmup_fraction=0.0,
     normalise=True,
@@ -63,9 +65,10 @@ TANGENT = TangentSettings(
     self_check_tolerance=0.01,
 )
 METHODS = {
+    "EMD dual": (EulerianDistillation, "dual"),
     "EMD split": (EulerianDistillation, "split"),
-    "EMD fused": (EulerianDistillation, "fused"),
     "EMD finite_difference": (EulerianDistillation, "finite_difference"),
+    "LMD dual": (LagrangianDistillation, "dual"),
     "LMD split": (LagrangianDistillation, "split"),
 }
 BASELINE = ("flow matching", "")
@@ -127,7 +130,7 @@ def cases(spec: NetworkSpec, size: int, device: str) -> Timed:
         BASELINE: optimiser_step(spec, matching, batch, device),
         ("forward", ""): torch.no_grad()(lambda: network(*point)),
         ("jvp", ""): torch.no_grad()(
-            lambda: value_and_derivative(network, point, eulerian_direction(point, x), "fused")
+            lambda: value_and_derivative(network, point, eulerian_direction(point, x), "dual")
         ),
     }
     for row, (kind, backend) in METHODS.items():
@@ -159,14 +162,20 @@ def seconds(call: Callable[[], object], device: str) -> float:
     return (now() - began) / CALLS
 
 
-def peak_memory(call: Callable[[], object], device: str) -> str:
-    """Of a call after a first one that warms up; the CPU's is not measured."""
-    seconds(call, device)
-    if device == "cpu":
-        return ""
-    torch.cuda.reset_peak_memory_stats()
-    seconds(call, device)
-    return f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB"
+def peak_memory(call: Callable[[], object], device: str) -> float:
+    """Bytes of a call above what was held before it, after a first one that warms up."""
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held)
 
 
 def measure(name: str, repeats: int, device: str) -> None:
@@ -178,7 +187,8 @@ def measure(name: str, repeats: int, device: str) -> None:
     print(f"{name}, batch {size}, {device}: a flow-matching step takes {1000 * base:.2f} ms")
     for key in timed:
         low, middle, high = statistics.quantiles([run[key] / run[BASELINE] for run in runs], n=4)
-        print(f"  {key[0]:23}{key[1]:14}{middle:6.2f}  [{low:.2f}, {high:.2f}]  {peaks[key]}".rstrip(), flush=True)
+        memory = peaks[key] / peaks[BASELINE]
+        print(f"  {key[0]:23}{key[1]:14}{middle:6.2f}  [{low:.2f}, {high:.2f}]  memory {memory:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def labels(values: Any) -> Condition:
 def tangent(**changes: Any) -> TangentSettings:
     """The paper's settings, without a warm-up."""
     values = {
-        "backend": "split",
+        "backend": "dual",
         "warmup_max": 0.99,
         "warmup_fraction": 0.0,
         "normalise": True,

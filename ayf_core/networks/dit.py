@@ -50,7 +50,7 @@ class DiTSettings:
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return h * (1 + scale[:, None]) + shift[:, None]
+    return torch.addcmul(shift[:, None], h, 1 + scale[:, None])
 
 
 class Block(nn.Module):
@@ -70,8 +70,9 @@ class Block(nn.Module):
 
     def forward(self, h: Float[Tensor, "batch tokens width"], condition: Float[Tensor, "batch width"]) -> Tensor:
         shift_a, scale_a, gate_a, shift_p, scale_p, gate_p = self.modulation(condition).chunk(6, dim=1)
-        h = h + gate_a[:, None] * self.attention(modulate(self.norm_attention(h), shift_a, scale_a))
-        return h + gate_p[:, None] * self.perceptron(modulate(self.norm_perceptron(h), shift_p, scale_p))
+        mixed = self.attention(modulate(self.norm_attention(h), shift_a, scale_a))
+        h = torch.addcmul(h, gate_a[:, None], mixed)
+        return torch.addcmul(h, gate_p[:, None], self.perceptron(modulate(self.norm_perceptron(h), shift_p, scale_p)))
 
 
 class DiT(MeanVelocityNetwork):

@@ -12,7 +12,7 @@ from ayf_core.adversarial import discriminator_loss, gradient_ratio_weight, rela
 from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.objectives.base import Batch, Loss, Objective
 from ayf_core.randomness import StepRandom
-from ayf_core.tangents import unwrap
+from ayf_core.tangents.engines import unwrap
 
 LARGEST_RATIO = 1e4
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from ayf_core.guidance.scale import GuidanceLaw
 from ayf_core.objectives.base import Batch
-from ayf_core.objectives.flow_map import FlowMapObjective, first_rows
+from ayf_core.objectives.flow_map import FlowMapObjective
 from ayf_core.randomness import StepRandom
-from ayf_core.tangents import Point
+from ayf_core.tangents.points import Point
 from ayf_core.velocity import VelocityField
 
 
@@ -35,5 +35,5 @@ class Distillation(FlowMapObjective):
         return self.teacher(x, t, point.condition, point.guidance_scale).to(x.dtype)
 
     def self_check(self, network: nn.Module, batch: Batch, random: StepRandom) -> float:
-        few = first_rows(self.draw(batch, random).point, 2)
+        few = self.draw(batch, random).point.rows(slice(0, 2))
         return self.check_derivative(network, few, self.velocity(few.x, few.t, few))

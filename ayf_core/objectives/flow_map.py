@@ -14,14 +14,9 @@ from ayf_core.objectives.diagnostics import mean_by_bins
 from ayf_core.objectives.tangent import TangentSettings, tangent_loss
 from ayf_core.randomness import StepRandom
 from ayf_core.registry import find
-from ayf_core.tangents import (
-    Point,
-    eulerian_direction,
-    lagrangian_direction,
-    self_check,
-    unwrap,
-    value_and_derivative,
-)
+from ayf_core.tangents.check import self_check
+from ayf_core.tangents.engines import unwrap, value_and_derivative
+from ayf_core.tangents.points import Point, eulerian_direction, lagrangian_direction
 from ayf_core.times import IntervalLaw
 
 
@@ -126,11 +121,3 @@ class FlowMapObjective(ABC):
         Raises:
             AyfError: if the back end is off by more than the tolerance.
         """
-
-
-def first_rows(point: Point, count: int) -> Point:
-    """The first few of the points."""
-    rows = slice(0, count)
-    condition = None if point.condition is None else point.condition.rows(rows)
-    scale = None if point.guidance_scale is None else point.guidance_scale[rows]
-    return Point(point.x[rows], point.t[rows], point.s[rows], condition, scale)

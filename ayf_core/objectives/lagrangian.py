@@ -9,7 +9,8 @@ from ayf_core.objectives.base import Batch, Loss
 from ayf_core.objectives.distillation import Distillation
 from ayf_core.randomness import StepRandom
 from ayf_core.registry import register
-from ayf_core.tangents import lagrangian_direction, value_and_derivative
+from ayf_core.tangents.engines import value_and_derivative
+from ayf_core.tangents.points import lagrangian_direction
 
 
 @register("objective", "lmd", title="Student, AYF-LMD", colour="#E69F00", needs_teacher=True)

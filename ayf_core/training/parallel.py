@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ayf_core.errors import AyfError
 from ayf_core.networks.base import MeanVelocityNetwork
-from ayf_core.tangents import unwrap
+from ayf_core.tangents.engines import unwrap
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.sharding import is_sharded, shard_like, whole
 

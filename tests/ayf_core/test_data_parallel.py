@@ -21,7 +21,7 @@ from ayf_core.objectives.eulerian import EulerianDistillation
 from ayf_core.objectives.flow_matching import FlowMatching
 from ayf_core.objectives.lagrangian import LagrangianDistillation
 from ayf_core.objectives.mean_flow import MeanFlow
-from ayf_core.tangents import FUSED_SHARDS_SINCE, fused, unwrap
+from ayf_core.tangents.engines import unwrap
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.checkpoints import load_state
 from ayf_core.training.context import LocalContext
@@ -92,7 +92,7 @@ def match(context, sharding="none", micro_batch=None):
     return train(context, [phase], points()[1], sharding, micro_batch=micro_batch)
 
 
-def distil(context, sharding="none", kind="dit", objective=EulerianDistillation, backend="split", micro_batch=None):
+def distil(context, sharding="none", kind="dit", objective=EulerianDistillation, backend="dual", micro_batch=None):
     teacher, data = (ImageTeacher(), images()) if kind == "dit" else points()
     given = {} if objective is MeanFlow else {"teacher": teacher}
     tamed = tangent(warmup_fraction=0.8, backend=backend)
@@ -150,15 +150,13 @@ EQUAL = {
     "emd": distil,
     "emd_of_points": partial(distil, kind="mlp"),
     "emd_in_micro_batches": partial(distil, micro_batch=1),
-    "emd_fused": partial(distil, backend="fused"),
+    "emd_split": partial(distil, backend="split"),
     "lmd": partial(distil, kind="mlp", objective=LagrangianDistillation),
     "mean_flow": partial(distil, kind="mlp", objective=MeanFlow),
     "adversarial": finish,
 }
-FUSED = ("full",) if torch.__version__ >= FUSED_SHARDS_SINCE else ()
-CASES = [(name, sharding) for name in EQUAL for sharding in (FUSED if name == "emd_fused" else ("none", "full"))]
+CASES = [(name, sharding) for name in EQUAL for sharding in ("none", "full")]
 WRONG = {
-    "fused": partial(distil, backend="fused"),
     "bare": partial(regress, objective=Bare),
     "around_the_hooks": partial(regress, objective=AroundTheHooks, sharding="full"),
     "broken_at_first": partial(regress, objective=BrokenAtFirst),
@@ -280,11 +278,6 @@ def test_a_checkpoint_goes_on_at_any_other_worker_count_and_sharding(tmp_path, t
     assert [len(logged(place)) for place in (*(trio / name for name in names), tmp_path)] == [2, 2, 2]
 
 
-def test_fused_derivative_is_refused_on_every_worker(pair):
-    for result in results(pair)("fused"):
-        assert "would train without synchronising gradients" in result["error"]
-
-
 @pytest.mark.parametrize("wiring", ["bare", "around_the_hooks"])
 def test_wiring_that_leaves_gradients_unsynchronised_is_found_out_at_the_first_step_on_every_worker(pair, wiring):
     for result in results(pair)(wiring):
@@ -308,14 +301,6 @@ def test_a_torch_too_old_to_shard_is_named(tmp_path, monkeypatch):
     context.world_size = 2
     with pytest.raises(AyfError, match=r"needs torch 2\.11, here is 2\.10\.1: upgrade"):
         distribute(network, context, "full")
-
-
-def test_a_torch_too_old_for_the_fused_derivative_of_shards_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.12.1"))
-    network = network_of("mlp", LocalContext(tmp_path))
-    network.set_requires_gradient_sync = None  # what a sharded network has
-    with pytest.raises(AyfError, match=r"'fused' passes through sharded networks since torch 2\.13"):
-        fused(network, None, None)
 
 
 def test_an_unknown_sharding_is_named(tmp_path):

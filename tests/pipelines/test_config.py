@@ -112,7 +112,7 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest(
             "data.test_fraction = 1.0: must be a number above 0 and at most 0.5",
         ),
         ("normalise:", "normalise: maybe", "distill.tangent.normalise = maybe: must be true or false"),
-        ("backend:", "backend: spilt", "one of finite_difference, fused, split (did you mean split?)"),
+        ("backend:", "backend: spilt", "one of dual, finite_difference, split (did you mean split?)"),
         ("channels:", "channels: 32", "codec.channels = 32: must be a list"),
         ("channels:", "channels: []", "codec.channels = []: must be a list of at least one"),
         ("channels:", "channels: [32, x]", "codec.channels holds x: must be a list"),

@@ -9,7 +9,7 @@ from ayf_core.objectives.base import Loss
 from ayf_core.objectives.eulerian import EulerianDistillation
 from ayf_core.registry import register
 from ayf_core.settings import setting
-from ayf_core.tangents import Point
+from ayf_core.tangents.points import Point
 
 
 @register("objective", "capped", title="Student, capped tangents", colour="#CC79A7", needs_teacher=True)

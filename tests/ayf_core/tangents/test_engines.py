@@ -6,19 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from ayf_core import tangents
 from ayf_core.errors import AyfError
 from ayf_core.networks.build import build_network
 from ayf_core.registry import names
-from ayf_core.tangents import (
-    Point,
-    central_difference,
-    eulerian_direction,
-    lagrangian_direction,
-    self_check,
-    unwrap,
-    value_and_derivative,
-)
+from ayf_core.tangents import engines
+from ayf_core.tangents.check import self_check
+from ayf_core.tangents.engines import central_difference, unwrap, value_and_derivative
+from ayf_core.tangents.points import Point, eulerian_direction, lagrangian_direction
 from tests.made import dit, labels, mlp
 
 BACKENDS = names("tangent")
@@ -58,7 +52,7 @@ def exact_derivative(network, point, direction):
 
 @pytest.mark.parametrize("way", ["eulerian", "lagrangian"])
 @pytest.mark.parametrize("kind", SPECS)
-@pytest.mark.parametrize("backend", ["split", "fused"])
+@pytest.mark.parametrize("backend", ["dual", "split"])
 def test_forward_mode_equals_float64_differences(backend, kind, way):
     network, point = network_of(kind), point_of(kind)
     direction = directions_of(point)[way]
@@ -78,7 +72,7 @@ def test_every_back_end_gives_the_same_gradient_for_the_parameters(kind):
         assert not derivative.requires_grad
         value.square().sum().backward()
         gradients[backend] = torch.cat([p.grad.flatten() for p in network.parameters()])
-    for backend in ("fused", "finite_difference"):
+    for backend in ("dual", "finite_difference"):
         torch.testing.assert_close(gradients[backend], gradients["split"], rtol=1e-10, atol=1e-12)
 
 
@@ -104,7 +98,7 @@ def test_differences_evaluate_both_sides_with_the_same_dropout():
 
 
 def test_unknown_back_end_names_those_there_are():
-    with pytest.raises(AyfError, match=r"unknown derivative engine 'symbolic'.*finite_difference, fused, split"):
+    with pytest.raises(AyfError, match=r"unknown derivative engine 'symbolic'.*dual, finite_difference, split"):
         value_and_derivative(network_of("mlp"), point_of("mlp"), lagrangian_direction(point_of("mlp")), "symbolic")
 
 
@@ -133,18 +127,18 @@ def test_self_check_passes_for_every_back_end(kind, backend):
 )
 @pytest.mark.parametrize("way", ["eulerian", "lagrangian"])
 def test_self_check_refuses_a_wrong_back_end(monkeypatch, way, spoil):
-    right = tangents.split
+    right = engines.dual
 
     def wrong(network, point, direction):
         value, derivative = right(network, point, direction)
         return value, spoil(derivative)
 
-    monkeypatch.setattr(tangents, "split", wrong)
+    monkeypatch.setattr(engines, "dual", wrong)
     torch.manual_seed(0)
     network = build_network(DIT)  # its output layer is zero: the check has to look behind it
     point = point_of("dit", torch.float32)
-    with pytest.raises(AyfError, match="'split' is off by"):
-        self_check(network, point, directions_of(point)[way], "split", tolerance=1e-2)
+    with pytest.raises(AyfError, match="'dual': its derivative is off by"):
+        self_check(network, point, directions_of(point)[way], "dual", tolerance=1e-2)
 
 
 def test_self_check_leaves_the_random_state_as_it_was():
@@ -152,7 +146,7 @@ def test_self_check_leaves_the_random_state_as_it_was():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    self_check(network, point, lagrangian_direction(point), "split", tolerance=1e-2)
+    self_check(network, point, lagrangian_direction(point), "dual", tolerance=1e-2)
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
 
 

@@ -1,0 +1,402 @@
+"""The rules of dual values, one a torch function: its value as torch computes it, and its tangent without a graph.
+
+Three kinds need no formula of their own. What is linear in the one input that moves does the same to its tangent. A sum
+of products follows the product rule. And the Jacobian of a pointwise function, of a normalisation and of softmax is
+symmetric, so torch's fused *backward* kernel, given the tangent for the gradient, is their tangent.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ayf_core.errors import AyfError
+from ayf_core.tangents.attention import attention
+from ayf_core.tangents.dual import Dual, by_forward_mode, rule, value_of, without_graph
+
+aten = torch.ops.aten
+LOW = (torch.float16, torch.bfloat16)
+
+
+# ---- linear in the input that moves -------------------------------------------------------------------------------
+def _linear(function: Callable[..., Any]) -> None:
+    """Linear in the first argument; of another that is dual, as in `x.to(other)`, only shape and type count."""
+
+    @rule(function)
+    def answer(h: Any, *args: Any, **kwargs: Any) -> Any:
+        args = tuple(value_of(a) for a in args)
+        if not isinstance(h, Dual):
+            return function(h, *args, **kwargs)
+        value = function(h.value, *args, **kwargs)
+        with without_graph():
+            tangent = function(h.tangent, *args, **kwargs)
+        if isinstance(value, Tensor):
+            return Dual(value, tangent)
+        return tuple(Dual(v, d) for v, d in zip(value, tangent, strict=True))
+
+
+_BOTH = (  # functions that are methods too
+    *(
+        "reshape",
+        "permute",
+        "transpose",
+        "movedim",
+        "moveaxis",
+        "swapaxes",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+    ),
+    *("squeeze", "unsqueeze", "chunk", "split", "unbind", "narrow", "select", "index_select", "gather"),
+    *("diagonal", "tril", "triu", "sum", "mean", "neg", "cumsum", "diff", "roll", "flip", "tile", "repeat_interleave"),
+)
+_METHODS = (
+    *("view", "view_as", "reshape_as", "expand", "expand_as", "repeat", "t", "swapdims", "contiguous", "clone"),
+    *("to", "type", "type_as", "double", "float", "half", "bfloat16", "cpu", "cuda", "__getitem__", "__neg__"),
+)
+for _name in _BOTH:
+    _linear(getattr(torch, _name))
+    _linear(getattr(Tensor, _name))
+for _name in _METHODS:
+    _linear(getattr(Tensor, _name))
+for _function in (
+    functional.interpolate,
+    functional.avg_pool1d,
+    functional.avg_pool2d,
+    functional.pixel_shuffle,
+    functional.pixel_unshuffle,
+    functional.unfold,
+    functional.fold,
+):
+    _linear(_function)
+
+
+@rule(torch.cat, torch.concat)
+def cat(tensors: Sequence[Any], dim: int = 0) -> Dual:
+    return _joined(torch.cat, tensors, dim)
+
+
+@rule(torch.stack)
+def stack(tensors: Sequence[Any], dim: int = 0) -> Dual:
+    return _joined(torch.stack, tensors, dim)
+
+
+def _joined(function: Callable[..., Tensor], tensors: Sequence[Any], dim: int) -> Dual:
+    value = function([value_of(t) for t in tensors], dim)
+    with without_graph():
+        return Dual(value, function([t.tangent if isinstance(t, Dual) else torch.zeros_like(t) for t in tensors], dim))
+
+
+@rule(torch.where)
+def where(condition: Any, a: Any, b: Any) -> Dual:
+    condition = value_of(condition)
+    value = torch.where(condition, value_of(a), value_of(b))
+    with without_graph():
+        a, b = (x.tangent if isinstance(x, Dual) else 0.0 for x in (a, b))
+        return Dual(value, torch.where(condition, a, b).expand(value.shape))
+
+
+@rule(functional.pad)
+def pad(h: Dual, pad: Any, mode: str = "constant", value: float | None = None) -> Dual:
+    padded = functional.pad(h.value, pad, mode, value)
+    with without_graph():
+        return Dual(padded, functional.pad(h.tangent, pad, mode))
+
+
+@rule(functional.dropout)
+def dropout(h: Dual, p: float = 0.5, training: bool = True, inplace: bool = False) -> Dual:
+    if not training or not p:
+        return h
+    devices = [h.device] if h.value.is_cuda else []
+    with without_graph(), torch.random.fork_rng(devices):
+        tangent = functional.dropout(h.tangent, p)
+    return Dual(functional.dropout(h.value, p), tangent)
+
+
+# ---- layers: linear in the input, the weights stand still ---------------------------------------------------------
+def _layer(function: Callable[..., Tensor]) -> None:
+    @rule(function)
+    def answer(input: Any, weight: Any, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(weight, Dual) or isinstance(bias, Dual):
+            return by_forward_mode(function, (input, weight, bias, *args), kwargs)
+        value = function(input.value, weight, bias, *args, **kwargs)
+        with without_graph():
+            return Dual(value, function(input.tangent, weight, None, *args, **kwargs))
+
+
+for _layer_function in (
+    functional.linear,
+    functional.conv1d,
+    functional.conv2d,
+    functional.conv3d,
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+):
+    _layer(_layer_function)
+
+
+# ---- sums and products --------------------------------------------------------------------------------------------
+def _shaped(tangent: Tensor, value: Tensor) -> Tensor:
+    """A tangent that a plain operand has broadcast."""
+    return tangent if tangent.shape == value.shape else tangent.expand(value.shape)
+
+
+@rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+def add(a: Any, b: Any, *, alpha: float = 1) -> Dual:
+    value = torch.add(value_of(a), value_of(b), alpha=alpha)
+    with without_graph():
+        if isinstance(a, Dual) and isinstance(b, Dual):
+            return Dual(value, torch.add(a.tangent, b.tangent, alpha=alpha))
+        moving = a.tangent if isinstance(a, Dual) else b.tangent if alpha == 1 else alpha * b.tangent
+        return Dual(value, _shaped(moving, value))
+
+
+@rule(torch.sub, Tensor.sub, Tensor.__sub__)
+def sub(a: Any, b: Any, *, alpha: float = 1) -> Dual:
+    return add(a, b, alpha=-alpha) if isinstance(a, (Dual, Tensor)) else add(mul(b, -alpha), a)
+
+
+@rule(Tensor.__rsub__, torch.rsub)
+def rsub(a: Any, b: Any) -> Dual:
+    return sub(b, a)
+
+
+def _bilinear(function: Any) -> Callable[..., Dual]:
+    """The product rule of a function that is linear in either argument."""
+
+    def answer(a: Any, b: Any, *args: Any, **kwargs: Any) -> Dual:
+        va, vb = value_of(a), value_of(b)
+        value = function(va, vb, *args, **kwargs)
+        with without_graph():
+            if not isinstance(b, Dual):
+                return Dual(value, function(a.tangent, vb, *args, **kwargs))
+            if not isinstance(a, Dual):
+                return Dual(value, function(va, b.tangent, *args, **kwargs))
+            return Dual(value, function(a.tangent, vb, *args, **kwargs) + function(va, b.tangent, *args, **kwargs))
+
+    return answer
+
+
+for _product, _names in {
+    torch.matmul: (torch.matmul, Tensor.matmul, Tensor.__matmul__),
+    torch.bmm: (torch.bmm, Tensor.bmm),
+    torch.mm: (torch.mm, Tensor.mm),
+}.items():
+    rule(*_names)(_bilinear(_product))
+
+
+@rule(torch.einsum)
+def einsum(equation: str, *operands: Any) -> Dual:
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    plain = [value_of(x) for x in operands]
+    value = torch.einsum(equation, *plain)
+    with without_graph():
+        terms = [
+            torch.einsum(equation, *plain[:i], x.tangent, *plain[i + 1 :])
+            for i, x in enumerate(operands)
+            if isinstance(x, Dual)
+        ]
+        return Dual(value, sum(terms[1:], terms[0]))
+
+
+@rule(torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+def mul(a: Any, b: Any) -> Dual:
+    va, vb = value_of(a), value_of(b)
+    value = va * vb
+    with without_graph():
+        if not isinstance(b, Dual):
+            return Dual(value, a.tangent * vb)
+        if not isinstance(a, Dual):
+            return Dual(value, va * b.tangent)
+        return Dual(value, torch.addcmul(a.tangent * vb, va, b.tangent))
+
+
+@rule(torch.addcmul, Tensor.addcmul)
+def addcmul(a: Any, b: Any, c: Any, *, value: float = 1) -> Dual:
+    """a + value * b * c, each term of the tangent in one kernel."""
+    vb, vc = value_of(b), value_of(c)
+    out = torch.addcmul(value_of(a), vb, vc, value=value)
+    with without_graph():
+        tangent = a.tangent if isinstance(a, Dual) else torch.zeros((), dtype=out.dtype, device=out.device)
+        if isinstance(b, Dual):
+            tangent = torch.addcmul(tangent, b.tangent, vc, value=value)
+        if isinstance(c, Dual):
+            tangent = torch.addcmul(tangent, vb, c.tangent, value=value)
+        return Dual(out, _shaped(tangent, out))
+
+
+@rule(torch.div, torch.true_divide, Tensor.div, Tensor.__truediv__)
+def div(a: Any, b: Any) -> Dual:
+    if not isinstance(b, Dual):
+        value = a.value / b
+        with without_graph():
+            return Dual(value, a.tangent / b)
+    value = value_of(a) / b.value
+    with without_graph():
+        tangent = -value * b.tangent
+        return Dual(value, (tangent + a.tangent if isinstance(a, Dual) else tangent) / b.value)
+
+
+@rule(Tensor.__rtruediv__)
+def rdiv(a: Any, b: Any) -> Dual:
+    return div(b, a)
+
+
+# ---- pointwise ----------------------------------------------------------------------------------------------------
+def _pointwise(*functions: Any) -> Callable[[Callable[[Tensor, Tensor, Tensor], Tensor]], None]:
+    """Decorator: the tangent of y = function(x), from (dx, x, y)."""
+
+    def add(tangent: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        @rule(*functions)
+        def answer(h: Dual) -> Dual:
+            value = functions[0](h.value)
+            with without_graph():
+                return Dual(value, tangent(h.tangent, h.value, value))
+
+    return add
+
+
+_pointwise(torch.sigmoid, Tensor.sigmoid)(lambda d, x, y: aten.sigmoid_backward(d, y))
+_pointwise(torch.tanh, Tensor.tanh)(lambda d, x, y: aten.tanh_backward(d, y))
+_pointwise(torch.exp, Tensor.exp)(lambda d, x, y: d * y)
+_pointwise(torch.log, Tensor.log)(lambda d, x, y: d / x)
+_pointwise(torch.sqrt, Tensor.sqrt)(lambda d, x, y: 0.5 * d / y)
+_pointwise(torch.rsqrt, Tensor.rsqrt)(lambda d, x, y: -0.5 * d * y / x)
+_pointwise(torch.square, Tensor.square)(lambda d, x, y: 2 * x * d)
+_pointwise(torch.sin, Tensor.sin)(lambda d, x, y: d * x.cos())
+_pointwise(torch.cos, Tensor.cos)(lambda d, x, y: -d * x.sin())
+
+
+@rule(functional.gelu)
+def gelu(h: Dual, approximate: str = "none") -> Dual:
+    value = functional.gelu(h.value, approximate=approximate)
+    with without_graph():
+        return Dual(value, aten.gelu_backward(h.tangent, h.value, approximate=approximate))
+
+
+@rule(functional.silu)
+def silu(h: Dual, inplace: bool = False) -> Dual:
+    value = functional.silu(h.value)
+    with without_graph():
+        return Dual(value, aten.silu_backward(h.tangent, h.value))
+
+
+@rule(functional.relu, torch.relu, Tensor.relu)
+def relu(h: Dual, inplace: bool = False) -> Dual:
+    value = functional.relu(h.value)
+    with without_graph():
+        return Dual(value, aten.threshold_backward(h.tangent, value, 0))
+
+
+@rule(functional.leaky_relu)
+def leaky_relu(h: Dual, negative_slope: float = 0.01, inplace: bool = False) -> Dual:
+    value = functional.leaky_relu(h.value, negative_slope)
+    with without_graph():
+        return Dual(value, aten.leaky_relu_backward(h.tangent, h.value, negative_slope, False))
+
+
+# ---- normalisations and softmax -----------------------------------------------------------------------------------
+def _as_under_autocast(h: Dual) -> Dual:
+    """To float32, as autocast casts for normalisations and softmax, except on the CPU; their parts it does not know."""
+    if h.dtype in LOW and h.device.type != "cpu" and torch.is_autocast_enabled(h.device.type):
+        return h.float()
+    return h
+
+
+@rule(functional.layer_norm)
+def layer_norm(
+    input: Dual, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Dual:
+    h, shape = _as_under_autocast(input), list(normalized_shape)
+    value, mean, rstd = torch.native_layer_norm(h.value, shape, weight, bias, eps)
+    with without_graph():
+        x, dx = h.value, h.tangent.contiguous()
+        if x.dtype in LOW:  # the statistics were rounded too
+            x, dx = x.float(), dx.float()
+            _, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
+        wanted = [True, False, False]
+        tangent = aten.native_layer_norm_backward(dx, x, shape, mean, rstd, None, None, wanted)[0]
+        return Dual(value, tangent if weight is None else tangent * weight)
+
+
+@rule(functional.group_norm)
+def group_norm(
+    input: Dual, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Dual:
+    h = _as_under_autocast(input)
+    batch, channels, *sides = h.shape
+    sizes = batch, channels, math.prod(sides), num_groups
+    value, mean, rstd = torch.native_group_norm(h.value.contiguous(), weight, bias, *sizes, eps)
+    with without_graph():
+        x, dx = h.value.contiguous(), h.tangent.contiguous()
+        if x.dtype in LOW:
+            x, dx = x.float(), dx.float()
+            _, mean, rstd = torch.native_group_norm(x, None, None, *sizes, eps)
+        tangent = aten.native_group_norm_backward(dx, x, mean, rstd, None, *sizes, [True, False, False])[0]
+        return Dual(value, tangent if weight is None else tangent * weight.view(-1, *(1,) * len(sides)))
+
+
+@rule(functional.rms_norm)
+def rms_norm(input: Dual, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Dual:
+    value = functional.rms_norm(input.value, normalized_shape, weight, eps)
+    with without_graph():
+        x, dx = input.value, input.tangent
+        if x.dtype in LOW:
+            x, dx = x.float(), dx.float()
+        axes = tuple(range(-len(normalized_shape), 0))
+        eps = torch.finfo(input.dtype).eps if eps is None else eps
+        rstd = (x.square().mean(axes, keepdim=True) + eps).rsqrt()
+        y = x * rstd
+        tangent = rstd * (dx - y * (y * dx).mean(axes, keepdim=True))
+        return Dual(value, tangent if weight is None else tangent * weight)
+
+
+@rule(functional.softmax, torch.softmax, Tensor.softmax)
+def softmax(h: Dual, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Dual:
+    h = _as_under_autocast(h)
+    value = torch.softmax(h.value, dim, dtype=dtype)
+    with without_graph():
+        return Dual(value, aten._softmax_backward_data(h.tangent.to(value.dtype), value, dim, value.dtype))
+
+
+@rule(functional.scaled_dot_product_attention)
+def scaled_dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Dual:
+    if dropout_p:
+        raise AyfError("'dual' has no rule for dropout inside attention: drop outside of it, or set its rate to 0")
+    if not all(isinstance(x, Dual) for x in (query, key, value)) or isinstance(attn_mask, Dual) or enable_gqa:
+        options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+        return by_forward_mode(functional.scaled_dot_product_attention, (query, key, value), options)
+    return attention(query, key, value, attn_mask, is_causal, scale)
+
+
+# ---- what does not move -------------------------------------------------------------------------------------------
+def _constant(*functions: Any) -> None:
+    """Functions whose result does not move with their arguments: they take the value."""
+    for function in functions:
+
+        @rule(function)
+        def constant(h: Any, *args: Any, function: Any = function, **kwargs: Any) -> Any:
+            return function(value_of(h), *(value_of(a) for a in args), **kwargs)
+
+
+_constant(
+    *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like),
+    *(torch.detach, Tensor.detach, torch.round, Tensor.round, torch.floor, Tensor.floor, torch.sign, Tensor.sign),
+    *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Tensor.new_tensor),
+    *(Tensor.long, Tensor.int, Tensor.bool, Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride),
+)
