@@ -18,8 +18,8 @@ class Point(NamedTuple):
     condition: Condition | None = None
     guidance_scale: Float[Tensor, " batch"] | None = None
 
-    def rows(self, rows: slice | Tensor) -> "Point":
-        """Some of the samples: a slice, or their indices [N]."""
+    def rows(self, rows: slice) -> "Point":
+        """Some of the samples, each with its condition and λ."""
         condition = None if self.condition is None else self.condition.rows(rows)
         scale = None if self.guidance_scale is None else self.guidance_scale[rows]
         return Point(self.x[rows], self.t[rows], self.s[rows], condition, scale)
@@ -31,10 +31,6 @@ class Direction(NamedTuple):
     x: Float[Tensor, "batch *dims"] | None = None
     t: Float[Tensor, " batch"] | None = None
     s: Float[Tensor, " batch"] | None = None
-
-    def rows(self, rows: slice | Tensor) -> "Direction":
-        """Of some of the samples."""
-        return Direction(*(None if part is None else part[rows] for part in self))
 
 
 def eulerian_direction(point: Point, velocity: Tensor) -> Direction:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ayf_core.errors import AyfError
 from ayf_core.networks.build import build_network
@@ -154,3 +155,71 @@ def test_unwrap_gives_the_module_inside_a_compiled_one():
     network = network_of("mlp")
     assert unwrap(network) is network
     assert unwrap(torch.compile(network)) is network
+
+
+def test_rows_of_a_point_keep_their_condition_and_scale():
+    point = point_of("mlp", count=5)
+    few = point.rows(slice(1, 3))
+    assert torch.equal(few.x, point.x[1:3])
+    assert torch.equal(few.t, point.t[1:3])
+    assert torch.equal(few.s, point.s[1:3])
+    assert few.condition["labels"].tolist() == [1, 2]
+    assert torch.equal(few.guidance_scale, point.guidance_scale[1:3])
+    bare = point._replace(condition=None, guidance_scale=None).rows(slice(0, 1))
+    assert bare.condition is None
+    assert bare.guidance_scale is None
+
+
+class Deaf(nn.Module):
+    """F that depends on x alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x, t, s, condition=None, guidance_scale=None):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("backend", ["dual", "split"])
+def test_a_derivative_that_is_not_there_is_an_error_and_no_zero(backend):
+    point = point_of("mlp", torch.float32)
+    with pytest.raises(AyfError, match=f"'{backend}' found no derivative"):
+        value_and_derivative(Deaf(), point, lagrangian_direction(point), backend)
+
+
+def test_self_check_refuses_a_value_that_has_lost_its_gradient(monkeypatch):
+    right = engines.dual
+
+    def cut(network, point, direction):
+        value, derivative = right(network, point, direction)
+        return value.detach() + 0 * network.output.bias.sum(), derivative
+
+    monkeypatch.setattr(engines, "dual", cut)
+    network, point = network_of("mlp", torch.float32), point_of("mlp", torch.float32)
+    with pytest.raises(AyfError, match="'dual': its gradient of the value is off by 1 "):
+        self_check(network, point, lagrangian_direction(point), "dual", tolerance=1e-2)
+
+
+class Checkpointed(nn.Module):
+    """A network whose blocks are computed again in the backward pass."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        for block in network.blocks:
+            forward = block.forward
+            block.forward = lambda *args, forward=forward: checkpoint(forward, *args, use_reentrant=False)
+
+    def forward(self, *point):
+        return self.network(*point)
+
+
+def test_activation_checkpointing_changes_nothing():
+    found = []
+    for wrap in (lambda network: network, Checkpointed):
+        network, point = wrap(network_of("dit")), point_of("dit")
+        value, derivative = value_and_derivative(network, point, directions_of(point)["eulerian"], "dual")
+        value.square().sum().backward()
+        found.append((value, derivative, [p.grad for p in network.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
