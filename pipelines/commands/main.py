@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipelines.commands import code, jobs, machine, params, sample, servers, sweep
+from pipelines.commands import code, demo, jobs, machine, params, sample, servers, sweep
 from pipelines.environment import INTERRUPTED
 
 
@@ -39,6 +39,7 @@ def main() -> None:
 
     \b
     A typical session:
+      ayf demo                                       pictures of a student that ships with the project
       ayf doctor                                     is everything here?
       ayf params use preset=digits                   choose a starting point
       ayf params set distill.emd.training.steps=500  change a setting
@@ -61,6 +62,7 @@ for command in (
     params.params,
     code.code,
     machine.doctor,
+    demo.demo,
     servers.ui,
     servers.serve,
     servers.dashboard,
