@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 RUN := PATH="$(BIN):$$PATH" VIRTUAL_ENV="$(BIN:/bin=)" PYTHONNOUSERSITE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test test-fast mutants lint format ui bench clean
+.PHONY: help install demo repro test test-fast mutants lint format ui bench clean
 
 help: ## list these commands
 	@echo "make TARGET, where TARGET is"
@@ -37,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 repro: $(STAMP) ## run the whole chain: data, teacher, distillation, evaluation, report
 	@$(RUN) python -m pipelines.project.dvc_lock
 	@$(RUN) dvc --wait-for-lock repro $(ARGS)
+
+demo: $(STAMP) ## draw digits from a small student that ships with the project: demo.png
+	@$(RUN) ayf demo $(ARGS)
 
 # How the tests are shared out: tests/scheduling.py. Three at once keep two cores busy: many wait for what they started.
 PYTEST := python -m pytest --numprocesses 3 --dist loadfile

@@ -48,7 +48,7 @@ def test_it_gives_the_digits_that_are_asked_for() -> None:
     digits = load_digits()
     student = Generator.load(DEMO / "model")
     labels = [label for label in range(10) for _ in range(20)]
-    drawn = student.sample(student.draw_noise(200, 0), 1, labels).x.view(10, 20, 64).mean(1)
+    drawn = student.sample(student.draw_noise(200, 0), 1, labels=labels).x.view(10, 20, 64).mean(1)
     real = [(digits.data[digits.target == label].mean(0) / 8 - 1).astype("float32") for label in range(10)]
     for label in range(10):
         distances = [float((drawn[label].numpy() - mean).__pow__(2).sum()) for mean in real]
