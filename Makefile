@@ -41,10 +41,10 @@ repro: $(STAMP) ## run the whole chain: data, teacher, distillation, evaluation,
 demo: $(STAMP) ## draw digits from a small student that ships with the project: demo.png
 	@$(RUN) ayf demo $(ARGS)
 
-# How the tests are shared out: tests/scheduling.py. Three at once keep two cores busy: many wait for what they started.
-PYTEST := python -m pytest --numprocesses 3 --dist loadfile
+# How the tests are shared out: tests/scheduling.py.
+PYTEST := python -m pytest --numprocesses 2 --dist loadfile
 
-test: $(STAMP) ## run all tests, three processes at once
+test: $(STAMP) ## run all tests, two processes at once
 	@$(RUN) $(PYTEST) $(ARGS)
 
 test-fast: $(STAMP) ## run those that need neither Ray, Slurm, a server nor a browser: minutes, for daily work
