@@ -22,7 +22,7 @@ from tests.cluster.slurm_cluster import kill
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 FIRST, APART = 150, 100
-"""Steps of the first fault and between two: each comes in the middle between two checkpoints, and all come early, since a
+"""Steps of the first fault and between two: each comes in the middle between two checkpoints, and all come early: a
 fast training reaches its end while `ayf cancel` is being imported."""
 
 
