@@ -9,6 +9,7 @@ To DistributedDataParallel, FSDP2 and `torch.compile` it is one ordinary call of
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 RULES: dict[Any, Callable[..., Any]] = {}
 """What answers a torch function, or a method of tensors, that meets a dual value."""
 
+_IN_PLACE = re.compile(r".*[^_]_|__setitem__")  # such as mul_
 _without_rule: set[str] = set()
 
 
@@ -101,9 +103,15 @@ class Dual:
         if name.startswith("__"):
             raise AttributeError(name)
         attribute = getattr(Tensor, name)
-        if attribute in RULES or callable(attribute):
+        if callable(attribute):
             return lambda *args, **kwargs: Dual.__torch_function__(attribute, (), (self, *args), kwargs)
-        return getattr(self.value, name)
+        fact = getattr(self.value, name)
+        if not isinstance(fact, Tensor):
+            return fact
+        if name not in ("T", "mT", "H", "mH", "real", "imag"):
+            raise AyfError(f"'.{name}' would leave the tangent behind, which 'dual' cannot follow: do without it")
+        with without_graph():
+            return Dual(fact, getattr(self.tangent, name))
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -131,8 +139,8 @@ def by_forward_mode(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         AyfError: the function changes its argument, or torch has no forward derivative of it.
     """
     name = getattr(function, "__name__", str(function))
-    if name.endswith("_") and not name.endswith("__"):
-        raise AyfError(f"'{name}' changes a tensor in place, which 'dual' cannot follow: write '{name[:-1]}'")
+    if _IN_PLACE.fullmatch(name) or kwargs.get("out") is not None:
+        raise AyfError(f"'{name}' changes a tensor in place, which 'dual' cannot follow: make a new tensor")
     leaves, form = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Dual))
     plain_args, plain_kwargs = pytree.tree_unflatten([value_of(x) for x in leaves], form)
     began = time.perf_counter()

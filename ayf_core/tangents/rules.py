@@ -107,14 +107,21 @@ def pad(h: Dual, pad: Any, mode: str = "constant", value: float | None = None) -
         return Dual(padded, functional.pad(h.tangent, pad, mode))
 
 
-@rule(functional.dropout)
-def dropout(h: Dual, p: float = 0.5, training: bool = True, inplace: bool = False) -> Dual:
-    if not training or not p:
-        return h
-    devices = [h.device] if h.value.is_cuda else []
-    with without_graph(), torch.random.fork_rng(devices):
-        tangent = functional.dropout(h.tangent, p)
-    return Dual(functional.dropout(h.value, p), tangent)
+def _dropout(function: Callable[..., Tensor]) -> None:
+    """Value and tangent are dropped together: both draw from the same state."""
+
+    @rule(function)
+    def answer(h: Dual, p: float = 0.5, training: bool = True, inplace: bool = False) -> Dual:
+        if not training or not p:
+            return h
+        devices = [h.device] if h.value.is_cuda else []
+        with without_graph(), torch.random.fork_rng(devices):
+            tangent = function(h.tangent, p)
+        return Dual(function(h.value, p), tangent)
+
+
+for _drop in (functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d):
+    _dropout(_drop)
 
 
 # ---- layers: linear in the input, the weights stand still ---------------------------------------------------------

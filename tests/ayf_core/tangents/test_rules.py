@@ -158,6 +158,7 @@ ALGEBRA = {
     "where, a number": lambda x: torch.where(OTHER > 0, 0.0, x),
     "pad": lambda x: functional.pad(x, (1, 2), value=3.0),
     "pad around": lambda x: functional.pad(x.view(1, 4, 6), (1, 2), mode="circular"),
+    "turned": lambda x: x.T @ x.mT.T + x.real.T @ x,
     "iteration": lambda x: sum(row * i for i, row in enumerate(x)),
     "constants": lambda x: x * torch.zeros_like(x).add(2) + x.new_ones(6) * x.detach() + x.size(0) + x.dim() + len(x),
     "rounded": lambda x: x + x.round() + torch.sign(x) + torch.floor(x) + x.shape[1] + x.ndim + x.numel(),
@@ -190,6 +191,9 @@ LAYERS = {
     "torch.softmax": lambda x: torch.softmax(x, 0),
     "x.softmax": lambda x: x.softmax(-1),
     "dropout at rest": lambda x: functional.dropout(x, 0.5, training=False),
+    "dropout1d at rest": lambda x: functional.dropout1d(x, 0.5, training=False),
+    "dropout2d at rest": lambda x: functional.dropout2d(x[None, None], 0.5, training=False),
+    "dropout3d at rest": lambda x: functional.dropout3d(x[None, None, None], 0.5, training=False),
 }
 
 
@@ -325,6 +329,11 @@ def test_a_rule_of_ones_own_is_asked(point):
     ("function", "said"),
     [
         (lambda x: x.mul_(2), "'mul_' changes a tensor in place"),
+        (lambda x: torch.zeros(X).copy_(x), "'copy_' changes a tensor in place"),
+        (lambda x: torch.zeros(X).__setitem__(0, x[0]), "'__setitem__' changes a tensor in place"),
+        (lambda x: torch.zeros(X).__iadd__(x), "'add_' changes a tensor in place"),
+        (lambda x: torch.atan(x, out=torch.zeros(X)), "'atan' changes a tensor in place"),
+        (lambda x: x.data, "'.data' would leave the tangent behind"),
         (lambda x: torch.nn.functional.ctc_loss(x[:, None].log_softmax(-1), *[torch.ones(1, 1).int()] * 3), "ctc_loss"),
         (lambda x: functional.scaled_dot_product_attention(*heads(x), dropout_p=0.5), "dropout inside attention"),
     ],
