@@ -26,13 +26,14 @@ def self_check(network: nn.Module, point: Point, direction: Direction, backend: 
         AyfError: if an error exceeds the tolerance, or is not finite.
     """
     probe = copy.deepcopy(unwrap(network))
-    with torch.random.fork_rng(devices=[point.x.device] if point.x.is_cuda else []):
+    devices = [point.x.device] if point.x.is_cuda else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in probe.parameters():
                 if not parameter.any():  # a zero-initialised layer would hide the derivative behind it
                     parameter.normal_(std=0.02)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices):  # both passes drop the same
             value, derivative = value_and_derivative(probe, point, direction, backend)
         given, expected = _gradient(probe, value), _gradient(probe, probe(*point))
         spoilt = _relative(given, expected, 1e-30)

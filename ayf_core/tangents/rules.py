@@ -39,20 +39,9 @@ def _linear(function: Callable[..., Any]) -> None:
 
 
 _BOTH = (  # functions that are methods too
-    *(
-        "reshape",
-        "permute",
-        "transpose",
-        "movedim",
-        "moveaxis",
-        "swapaxes",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-    ),
+    *("reshape", "permute", "transpose", "movedim", "moveaxis", "swapaxes", "flatten", "unflatten", "roll", "flip"),
     *("squeeze", "unsqueeze", "chunk", "split", "unbind", "narrow", "select", "index_select", "gather"),
-    *("diagonal", "tril", "triu", "sum", "mean", "neg", "cumsum", "diff", "roll", "flip", "tile", "repeat_interleave"),
+    *("diagonal", "tril", "triu", "sum", "mean", "neg", "cumsum", "diff", "tile", "repeat_interleave"),
 )
 _METHODS = (
     *("view", "view_as", "reshape_as", "expand", "expand_as", "repeat", "t", "swapdims", "contiguous", "clone"),

@@ -4,9 +4,8 @@ The loop calls the same functions whatever the network is spread over; with one 
 weights, gradients, optimiser states and averages are DTensors of which a worker holds its rows. Whole tensors exist
 one module at a time, while it computes, and one tensor at a time, while a checkpoint or a model is gathered.
 
-How the exact derivative passes through FSDP2: the objective calls the sharded module itself, for the value as for the
-derivative; its hooks gather the weights around either pass, outside of the forward-mode level, and the weights carry
-no tangent. So neither pass sees a shard, and the derivative is the unsharded one.
+How the exact derivative passes through FSDP2: the objective calls the sharded module itself, whose hooks gather the
+weights around the pass; the weights carry no tangent. So no pass sees a shard, and the derivative is the unsharded one.
 """
 
 import warnings

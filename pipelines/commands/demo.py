@@ -7,20 +7,16 @@ from pathlib import Path
 
 import click
 
+from pipelines.commands.sample import out_option, seed_option
+
 STEPS = (1, 2, 4)
 COLUMNS = 6
 
 
 @click.command(short_help="Pictures from a small student that ships with the project; nothing is trained.")
 @click.option("--guidance-scale", default=1.0, show_default=True, type=click.FloatRange(min=0.0), help="λ, 1 to 1.5.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the noise.")
-@click.option(
-    "--out",
-    default="demo.png",
-    show_default=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The PNG file to write.",
-)
+@seed_option
+@out_option("demo.png")
 def demo(guidance_scale: float, seed: int, out: Path) -> None:
     """Draw digits at 1, 2 and 4 network calls, the same noise in each column of pictures.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _read_labels(ctx: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
@@ -19,12 +23,21 @@ def _read_labels(ctx: click.Context, option: click.Parameter, text: str | None) 
     return labels
 
 
+seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the noise.")
+
+
+def out_option(default: str) -> Callable[[F], F]:
+    """Where the picture is written."""
+    kind = click.Path(dir_okay=False, path_type=Path)
+    return click.option("--out", default=default, show_default=True, type=kind, help="The PNG file to write.")
+
+
 @click.command(short_help="A grid of pictures from a trained or registered model.")
 @click.argument("model")
 @click.option("--steps", default=4, show_default=True, type=click.IntRange(min=1), help="Sampling steps.")
 @click.option("--labels", callback=_read_labels, help="Classes, one row each, e.g. 3,7.  [default: all]")
 @click.option("--guidance-scale", type=click.FloatRange(min=0.0), help="λ; 1 = unguided.  [default: tuned]")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the noise.")
+@seed_option
 @click.option("--count", default=10, show_default=True, type=click.IntRange(min=1), help="Samples a class.")
 @click.option("--ema-std", type=click.FloatRange(min=0.0), help="Another EMA width, rebuilt from snapshots.")
 @click.option(
@@ -34,13 +47,7 @@ def _read_labels(ctx: click.Context, option: click.Parameter, text: str | None) 
 )
 @click.option("--grid", "time_grid", help="Of times: uniform, shifted:2.0 or polynomial:0.7.  [default: tuned]")
 @click.option("--untuned", is_flag=True, help="Pass over tuned settings: uniform, deterministic, least λ learnt.")
-@click.option(
-    "--out",
-    default="grid.png",
-    show_default=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The PNG file to write.",
-)
+@out_option("grid.png")
 def sample(
     model: str,
     steps: int,
