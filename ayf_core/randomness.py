@@ -38,6 +38,10 @@ class StepRandom:
         self.rows = rows if isinstance(rows, slice) else slice(0, rows)
         self.device = torch.device(device)
 
+    def on(self, device: torch.device | str) -> "StepRandom":
+        """The same draws, made elsewhere."""
+        return StepRandom(self.seed, self.step, self.rows, device)
+
     def normal(self, name: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
         """N(0, 1) of shape [rows, *shape]; the same name in the same step gives the same numbers.
 

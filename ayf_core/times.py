@@ -1,20 +1,38 @@
 """Laws of the time pair (t, s), 0 <= s <= t <= 1, that a flow map is trained on, and of the time t of a velocity."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ayf_core.randomness import StepRandom
 from ayf_core.registry import register
 from ayf_core.settings import setting
 
+_BUCKET = "time bucket"
+
+
+class PairLaw(ABC):
+    """A law of the pairs (t, s) that a flow map is trained on."""
+
+    @abstractmethod
+    def sample(self, random: StepRandom) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """(t, s), each [B] float64, 0 <= s <= t <= 1."""
+
+    def diagonal(self, random: StepRandom) -> Bool[Tensor, " batch"] | None:
+        """Which pairs of `sample` have s = t, told without waiting for the device: on the host.
+
+        Their derivative is then left out. None where there are none, or where it cannot be told.
+        """
+        return None
+
 
 @register("pair law", "interval", title="Logit-normal interval")
 @dataclass(frozen=True, kw_only=True)
-class IntervalLaw:
+class IntervalLaw(PairLaw):
     """|t - s| = sigmoid(N(p_mean, p_std²)), then s uniform in the room left (AYF section 3 and appendix).
 
     Published settings: (-0.8, 1.0), under which full jumps are hardly ever drawn, and (-0.6, 1.6), under which
@@ -36,13 +54,17 @@ class IntervalLaw:
             )
 
     def sample(self, random: StepRandom) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """(t, s), each [B] float64."""
         interval = torch.sigmoid(self.p_mean + self.p_std * random.normal("interval", dtype=torch.float64))
-        bucket = random.uniform("time bucket")
+        bucket = random.uniform(_BUCKET)
         interval = torch.where(bucket < self.diagonal_fraction, 0.0, interval)
         interval = torch.where(bucket >= 1 - self.full_jump_fraction, 1.0, interval)
         s = (1 - interval) * random.uniform("end time")
         return s + interval, s
+
+    def diagonal(self, random: StepRandom) -> Bool[Tensor, " batch"] | None:
+        if not self.diagonal_fraction:
+            return None
+        return random.on("cpu").uniform(_BUCKET) < self.diagonal_fraction
 
 
 @register("time law", "logit_normal", title="Logit-normal time")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ayf_core.precision import PRECISIONS
 from ayf_core.settings import setting
 
 
@@ -14,6 +15,7 @@ class TrainingSettings:
 
     steps: int = setting("optimiser steps", at_least=1)
     batch_size: int = setting("global batch: the same whatever the number of workers", at_least=1)
+    precision: str = setting("arithmetic of the networks", choices=PRECISIONS)
     learning_rate: float = setting("Adam's, after warm-up", above=0.0)
     beta1: float = setting("Adam's first decay", at_least=0.0, below=1.0)
     beta2: float = setting("Adam's second decay", at_least=0.0, below=1.0)

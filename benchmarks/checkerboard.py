@@ -59,6 +59,7 @@ OBJECTIVES = {"emd": EulerianDistillation, "lmd": LagrangianDistillation}
 SETTINGS = TrainingSettings(
     steps=STEPS,
     batch_size=BATCH,
+    precision="float32",
     learning_rate=1e-3,
     beta1=0.9,
     beta2=0.999,

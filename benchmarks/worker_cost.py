@@ -60,6 +60,7 @@ OBJECTIVES = ("flow matching", "EMD")
 SETTINGS = TrainingSettings(
     steps=10**6,
     batch_size=BATCH,
+    precision="float32",
     learning_rate=1e-4,
     beta1=0.9,
     beta2=0.99,

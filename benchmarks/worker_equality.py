@@ -119,6 +119,7 @@ def trained(context: TrainingContext, case: Case, steps: int) -> tuple[Tensor, T
     settings = TrainingSettings(
         steps=steps,
         batch_size=BATCH,
+        precision="float32",
         learning_rate=1e-3,
         beta1=0.9,
         beta2=0.99,

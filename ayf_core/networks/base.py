@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ayf_core.conditions import Condition
 from ayf_core.errors import AyfError
 from ayf_core.networks.spec import NetworkSpec
+from ayf_core.precision import InPrecision
 
 
-class MeanVelocityNetwork(nn.Module):
+class MeanVelocityNetwork(InPrecision):
     """A network F(x, t, s | condition, λ); without s, or told no interval, it is a velocity v(x, t).
 
     Attributes:

@@ -16,9 +16,10 @@ class EulerianDistillation(Distillation):
     """The end of a jump must not move when its start moves along the teacher's trajectory."""
 
     def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
-        point = self.draw(batch, random).point
+        drawn = self.draw(batch, random)
+        point = drawn.point
         velocity = self.velocity(point.x, point.t, point)
-        loss = self.eulerian_loss(network, point, velocity, step, monitor)
+        loss = self.eulerian_loss(network, drawn, velocity, step, monitor)
         if monitor:
             loss.metrics |= self.on_the_diagonal("velocity_residual", network, point, velocity)
         return loss

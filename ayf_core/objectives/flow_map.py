@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ayf_core.interpolants import LinearInterpolant, expand
@@ -17,14 +17,15 @@ from ayf_core.registry import find
 from ayf_core.tangents.check import self_check
 from ayf_core.tangents.engines import unwrap, value_and_derivative
 from ayf_core.tangents.points import Point, eulerian_direction, lagrangian_direction
-from ayf_core.times import IntervalLaw
+from ayf_core.times import PairLaw
 
 
 class Drawn(NamedTuple):
-    """Where F is trained, and the velocity x_1 - x_0 of the path that led there."""
+    """Where F is trained, the velocity x_1 - x_0 of the path that led there, and (on the host) where s = t."""
 
     point: Point
     conditional_velocity: Float[Tensor, "batch *dims"]
+    diagonal: Bool[Tensor, " batch"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class FlowMapObjective(ABC):
         steps: of the training, of which the tangent's warm-up is a share.
     """
 
-    time_law: IntervalLaw
+    time_law: PairLaw
     tangent: TangentSettings
     weighting: str
     steps: int
@@ -62,7 +63,7 @@ class FlowMapObjective(ABC):
         t, s = self.time_law.sample(random)
         x = LinearInterpolant.interpolate(batch.x, noise, t)
         point = Point(x, t, s, batch.condition, self.scale(random))
-        return Drawn(point, LinearInterpolant.velocity(batch.x, noise))
+        return Drawn(point, LinearInterpolant.velocity(batch.x, noise), self.time_law.diagonal(random))
 
     def loss(self, point: Point, value: Tensor, tangent: Tensor) -> Loss:
         """The loss whose gradient is the weighted, normalised tangent, with what is logged of every step."""
@@ -71,14 +72,14 @@ class FlowMapObjective(ABC):
         kept = torch.where(finite, tangent.flatten(1).norm(dim=1), torch.nan)
         return Loss(loss, {"loss": kept.nanmean(), "masked_samples": (~finite).double().mean()})
 
-    def eulerian_loss(self, network: nn.Module, point: Point, velocity: Tensor, step: int, monitor: bool) -> Loss:
+    def eulerian_loss(self, network: nn.Module, drawn: Drawn, velocity: Tensor, step: int, monitor: bool) -> Loss:
         """The end of a jump must not move when its start moves along `velocity` [B, *D].
 
         d f / dt = (v - F) + (s - t) dF/dt = 0, with dF/dt along (v, 1, 0). In F form, for s < t, F moves towards
         v - r (t - s) dF/dt: the raw tangent is g = (F - v) + r (t - s) dF/dt.
         """
-        direction = eulerian_direction(point, velocity)
-        value, derivative = value_and_derivative(network, point, direction, self.tangent.backend)
+        point, direction = drawn.point, eulerian_direction(drawn.point, velocity)
+        value, derivative = value_and_derivative(network, point, direction, self.tangent.backend, drawn.diagonal)
         interval = expand(point.t - point.s, velocity)
         tangent = (value.detach() - velocity) + self.tangent.warmup(step, self.steps) * interval * derivative
         loss = self.loss(point, value, tangent)
@@ -90,6 +91,7 @@ class FlowMapObjective(ABC):
         """What tells whether training goes well: raw norms by bins of t and of t - s."""
         raw, slope = tangent.flatten(1).norm(dim=1), derivative.flatten(1).norm(dim=1)
         interval = point.t - point.s
+        slope = torch.where(interval > 0, slope, torch.nan)  # on the diagonal none is computed
         return {
             **mean_by_bins("tangent_norm", "t", raw, point.t),
             **mean_by_bins("tangent_norm", "interval", raw, interval),

@@ -24,8 +24,9 @@ class LagrangianDistillation(Distillation):
     """
 
     def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
-        point = self.draw(batch, random).point
-        value, derivative = value_and_derivative(network, point, lagrangian_direction(point), self.tangent.backend)
+        point, _, diagonal = self.draw(batch, random)
+        direction, backend = lagrangian_direction(point), self.tangent.backend
+        value, derivative = value_and_derivative(network, point, direction, backend, diagonal)
         interval = expand(point.t - point.s, derivative)
         predicted = point.x - interval * value.detach()
         velocity = self.velocity(predicted, point.s, point)

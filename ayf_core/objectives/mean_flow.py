@@ -22,12 +22,13 @@ class MeanFlow(FlowMapObjective):
     """
 
     def __call__(self, network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
-        point, velocity = self.draw(batch, random)
-        loss = self.eulerian_loss(network, point, velocity, step, monitor)
+        drawn = self.draw(batch, random)
+        velocity = drawn.conditional_velocity
+        loss = self.eulerian_loss(network, drawn, velocity, step, monitor)
         if monitor:
-            loss.metrics |= self.on_the_diagonal("velocity_error", network, point, velocity)
+            loss.metrics |= self.on_the_diagonal("velocity_error", network, drawn.point, velocity)
         return loss
 
     def self_check(self, network: nn.Module, batch: Batch, random: StepRandom) -> float:
-        point, velocity = self.draw(batch, random)
+        point, velocity, _ = self.draw(batch, random)
         return self.check_derivative(network, point.rows(slice(0, 2)), velocity[:2])

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
@@ -31,18 +31,35 @@ FINITE_DIFFERENCE_STEP = 5e-3
 
 
 def value_and_derivative(
-    network: nn.Module, point: Point, direction: Direction, backend: str
+    network: nn.Module,
+    point: Point,
+    direction: Direction,
+    backend: str,
+    diagonal: Bool[Tensor, " batch"] | None = None,
 ) -> tuple[Float[Tensor, "batch *dims"], Float[Tensor, "batch *dims"]]:
     """F with gradients for the parameters, and its directional derivative without.
 
     Args:
         network: as it is trained: bare, or wrapped for several workers.
         backend: a name of the room `tangent`.
+        diagonal: on the host, the samples with s = t, whose derivative no objective asks for: zeros are given.
 
     Raises:
         AyfError: for an unknown back end, or where there is no derivative.
     """
-    return find("tangent", backend).load()(network, point, direction)
+    engine = find("tangent", backend).load()
+    if diagonal is None:
+        return engine(network, point, direction)
+    # Where the network is spread over workers they have to call it equally often: a part without samples is given one.
+    order = torch.cat([(~diagonal).nonzero(), diagonal.nonzero()]).flatten()
+    count = int((~diagonal).sum())
+    moving, still = (part if len(part) else order[:1] for part in (order[:count], order[count:]))
+    device = point.x.device
+    value, derivative = engine(network, point.rows(moving.to(device)), direction.rows(moving.to(device)))
+    parts = value[:count], network(*point.rows(still.to(device)))[: len(order) - count]
+    back = order.argsort().to(device)
+    zeros = derivative.new_zeros(len(order) - count, *derivative.shape[1:])
+    return torch.cat(parts)[back], torch.cat([derivative[:count], zeros])[back]
 
 
 def unwrap(network: nn.Module) -> nn.Module:

@@ -18,11 +18,16 @@ class Point(NamedTuple):
     condition: Condition | None = None
     guidance_scale: Float[Tensor, " batch"] | None = None
 
-    def rows(self, rows: slice) -> "Point":
+    def rows(self, rows: slice | Tensor) -> "Point":
         """Some of the samples, each with its condition and λ."""
         condition = None if self.condition is None else self.condition.rows(rows)
         scale = None if self.guidance_scale is None else self.guidance_scale[rows]
         return Point(self.x[rows], self.t[rows], self.s[rows], condition, scale)
+
+    def double(self) -> "Point":
+        """The same point in float64."""
+        scale = None if self.guidance_scale is None else self.guidance_scale.double()
+        return Point(self.x.double(), self.t.double(), self.s.double(), self.condition, scale)
 
 
 class Direction(NamedTuple):
@@ -31,6 +36,14 @@ class Direction(NamedTuple):
     x: Float[Tensor, "batch *dims"] | None = None
     t: Float[Tensor, " batch"] | None = None
     s: Float[Tensor, " batch"] | None = None
+
+    def rows(self, rows: slice | Tensor) -> "Direction":
+        """That of some of the samples."""
+        return Direction(*(None if part is None else part[rows] for part in self))
+
+    def double(self) -> "Direction":
+        """The same direction in float64."""
+        return Direction(*(None if part is None else part.double() for part in self))
 
 
 def eulerian_direction(point: Point, velocity: Tensor) -> Direction:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ayf_core.errors import AyfError
 from ayf_core.objectives.base import Batch, Objective
+from ayf_core.precision import compute_in
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.micro_batches import MicroBatch
@@ -37,12 +38,14 @@ class Phase:
         network: the bare module; its training wraps and moves it.
         objective: is called with the wrapped one.
         learning_rate: its own in place of the training's.
+        precision: its own in place of the training's.
     """
 
     name: str
     network: nn.Module
     objective: Objective
     learning_rate: float | None = None
+    precision: str | None = None
 
 
 class PhaseRunner:
@@ -65,6 +68,7 @@ class PhaseRunner:
         rate = settings.learning_rate if phase.learning_rate is None else phase.learning_rate
         self.settings = replace(settings, learning_rate=rate)
         self.context = context
+        compute_in(phase.precision or settings.precision, phase.network)
         self.wrapped = distribute(phase.network.train(), context, sharding)
         self.optimizer = build_optimiser(phase.network, self.settings)
         self._guard = _NonFiniteGuard(context.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ayf_core.errors import AyfError, Preempted
 from ayf_core.objectives.base import Batch
+from ayf_core.precision import matrix_products
 from ayf_core.randomness import StepRandom, derive_seed
 from ayf_core.training.checkpoints import State, load_state
 from ayf_core.training.context import TrainingContext
@@ -96,7 +97,8 @@ class Trainer:
         """
         self._resume()
         try:
-            self._train()
+            with matrix_products(self.settings.precision):
+                self._train()
         finally:
             self.close()
             self.context.wait()

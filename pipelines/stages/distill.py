@@ -16,6 +16,7 @@ from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.build import build_network, copy_shared_weights
 from ayf_core.networks.files import load_network
 from ayf_core.objectives.flow_map import FlowMapObjective
+from ayf_core.precision import compute_in, matrix_products
 from ayf_core.randomness import StepRandom
 from ayf_core.registry import find
 from ayf_core.training.context import TrainingContext
@@ -58,10 +59,12 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     training = distill.students[name].training
     limits = guidance_of(distill, name).range
     network = start(settings, guided=limits is not None)
+    compute_in(training.precision, network)  # its derivative is judged in the arithmetic it is trained in
     data = LatentData(job.latent_dataset())
-    with teacher_velocity(settings, distill, name, context) as velocity:
+    with teacher_velocity(settings, distill, name, training.precision, context) as velocity:
         objective = distillation(distill, name, velocity, training.steps)
-        error = checked(objective, network, data, job, context)
+        with matrix_products(training.precision):
+            error = checked(objective, network, data, job, context)
         phase = Phase(name=name, network=network, objective=objective)
         averages = fit([phase], data, training, job, context)
     result = finish(network, averages, training, job, context, role="flow_map", objective=name, guidance=limits)
@@ -83,7 +86,7 @@ def start(settings: dict[str, Any], guided: bool) -> MeanVelocityNetwork:
 
 
 def teacher_velocity(
-    settings: dict[str, Any], distill: schema.Distill, name: str, context: TrainingContext
+    settings: dict[str, Any], distill: schema.Distill, name: str, precision: str, context: TrainingContext
 ) -> AbstractContextManager[VelocityField | None]:
     """The (guided) teacher beside the student, or on servers of its own where the runtime asks for some.
 
@@ -92,7 +95,7 @@ def teacher_velocity(
     if not needs_teacher(name):
         return nullcontext(None)
     runtime: RuntimeConfig = settings["job"].runtime
-    load = partial(load_guided, distill.guidance.kind, settings["teacher"], settings["weak_teacher"])
+    load = partial(load_guided, distill.guidance.kind, settings["teacher"], settings["weak_teacher"], precision)
     if runtime.teacher_workers == 0:
         return nullcontext(load(context.device))
     return settings["serve"](
@@ -109,10 +112,12 @@ def needs_teacher(objective: str) -> bool:
     return bool(find("objective", objective).facts["needs_teacher"])
 
 
-def load_guided(kind: str, teacher: Path, weak_teacher: Path, device: torch.device) -> VelocityField:
+def load_guided(kind: str, teacher: Path, weak_teacher: Path, precision: str, device: torch.device) -> VelocityField:
     """The velocity of the teacher under a kind of guidance; travels to the teacher servers."""
     strong, _ = load_network(teacher, device)
     weak, _ = load_network(weak_teacher, device)
+    for network in (strong, weak):
+        compute_in(precision, network)
     return find("guidance", kind).load().build(strong, weak, strong.spec.conditions)
 
 

@@ -54,7 +54,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     scale = None if limits is None else limits.clamp(UNGUIDED)
     judge = DiscriminatorObjective(generator=network, r1=adversarial.r1, r2=adversarial.r2, guidance_scale=scale)
     training = adversarial.training
-    with teacher_velocity(settings, distill, card["objective"], context) as velocity:
+    with teacher_velocity(settings, distill, card["objective"], training.precision, context) as velocity:
         sharpened = AdversarialFinish(
             distillation=distillation(distill, card["objective"], velocity, training.steps).past_warmup(),
             discriminator=discriminator,
@@ -67,6 +67,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
                 name="discriminator",
                 network=discriminator,
                 objective=judge,
+                precision="float32",  # its penalties are gradients of gradients
                 learning_rate=adversarial.discriminator_learning_rate,
             ),
         ]

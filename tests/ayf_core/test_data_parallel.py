@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -92,11 +93,20 @@ def match(context, sharding="none", micro_batch=None):
     return train(context, [phase], points()[1], sharding, micro_batch=micro_batch)
 
 
-def distil(context, sharding="none", kind="dit", objective=EulerianDistillation, backend="dual", micro_batch=None):
+def distil(
+    context,
+    sharding="none",
+    kind="dit",
+    objective=EulerianDistillation,
+    backend="dual",
+    micro_batch=None,
+    diagonal=0.0,
+):
     teacher, data = (ImageTeacher(), images()) if kind == "dit" else points()
     given = {} if objective is MeanFlow else {"teacher": teacher}
     tamed = tangent(warmup_fraction=0.8, backend=backend)
-    loss = made_objective(objective, time_law=LAW, tangent=tamed, steps=5, **given)
+    law = replace(LAW, diagonal_fraction=diagonal)
+    loss = made_objective(objective, time_law=law, tangent=tamed, steps=5, **given)
     phase = Phase(name="student", network=network_of(kind, context, interval=True), objective=loss)
     return train(context, [phase], data, sharding, micro_batch=micro_batch)
 
@@ -153,6 +163,7 @@ EQUAL = {
     "emd_split": partial(distil, backend="split"),
     "lmd": partial(distil, kind="mlp", objective=LagrangianDistillation),
     "mean_flow": partial(distil, kind="mlp", objective=MeanFlow),
+    "mean_flow_on_the_diagonal": partial(distil, objective=MeanFlow, kind="mlp", diagonal=0.5, micro_batch=2),
     "adversarial": finish,
 }
 CASES = [(name, sharding) for name in EQUAL for sharding in ("none", "full")]

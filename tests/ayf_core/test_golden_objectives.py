@@ -16,6 +16,7 @@ from ayf_core.objectives.lagrangian import LagrangianDistillation
 from ayf_core.objectives.tangent import normalise_tangent
 from ayf_core.tangents.engines import value_and_derivative
 from ayf_core.tangents.points import Point, eulerian_direction, lagrangian_direction
+from ayf_core.times import PairLaw
 from tests.made import objective, tangent
 
 FILE = json.loads((Path(__file__).parents[1] / "golden" / "reference.json").read_text())
@@ -45,7 +46,7 @@ class Tanh(nn.Module):
         return torch.tanh(x @ self.A.T + t[:, None] * self.b + s[:, None] * self.c + self.e) @ self.W.T
 
 
-class GoldenTimes:
+class GoldenTimes(PairLaw):
     """In place of a law of times and of a step's randomness: the times and the noise of chosen rows."""
 
     def __init__(self, rows=slice(None)):

@@ -23,6 +23,7 @@ from ayf_core.objectives.tangent import normalise_tangent, tangent_loss
 from ayf_core.randomness import StepRandom
 from ayf_core.registry import components, names
 from ayf_core.tangents import engines
+from ayf_core.tangents.dual import Dual
 from ayf_core.times import LogitNormalTime
 from ayf_core.velocity import Autoguidance
 from tests.made import intervals, matching, mlp, objective, tangent
@@ -417,11 +418,29 @@ def test_mean_flow_on_the_diagonal_is_flow_matching():
     loss_of(network, batch, random, step=0).value.backward()
     found = gradient_of(network)
     network.zero_grad()
-    point, velocity = loss_of.draw(batch, random)
+    point, velocity, _ = loss_of.draw(batch, random)
     assert torch.equal(point.t, point.s)
     residual = network(point.x, point.t, point.t) - velocity
     (0.5 * residual.flatten(1).square().sum(dim=1).mean()).backward()
     torch.testing.assert_close(found, gradient_of(network), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+@pytest.mark.parametrize("kind", [EulerianDistillation, LagrangianDistillation, MeanFlow])
+def test_no_derivative_on_the_diagonal_and_the_same_gradient(monkeypatch, kind, fraction):
+    network, batch, random = small_network(), batch_of(64), StepRandom(0, 0, 64)
+    loss_of = replace(distillation(kind), time_law=intervals(diagonal_fraction=fraction))
+    moving = []
+    network.register_forward_hook(lambda module, args, result: moving.append((len(result), type(result))))
+    loss_of(network, batch, random, step=500).value.backward()
+    found, calls = gradient_of(network), list(moving)
+    network.zero_grad()
+    monkeypatch.setattr(type(loss_of.time_law), "diagonal", lambda law, random: None)
+    loss_of(network, batch, random, step=500).value.backward()
+    torch.testing.assert_close(found, gradient_of(network), rtol=1e-10, atol=1e-12)
+    t, s = loss_of.time_law.sample(random)
+    off = int((t != s).sum())
+    assert [(max(off, 1), Dual), (64 - off, torch.Tensor)] == calls[:2]
 
 
 def test_mean_flow_watches_the_error_of_its_velocity_and_tells_the_network_no_guidance_scale():

@@ -56,6 +56,15 @@ def test_end_time_is_uniform_in_the_room_the_interval_leaves():
     torch.testing.assert_close(quartiles, torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64), rtol=0, atol=0.01)
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 1.0])
+def test_the_diagonal_is_told_without_the_times(fraction):
+    law, random = intervals(diagonal_fraction=fraction), StepRandom(3, 7, slice(5, 1005))
+    t, s = law.sample(random)
+    told = law.diagonal(random)
+    assert (told is None) == (fraction == 0)
+    assert torch.equal(t == s, torch.zeros(1000, dtype=torch.bool) if told is None else told)
+
+
 def test_asked_shares_are_full_jumps_and_on_the_diagonal():
     t, s = draw(full_jump_fraction=0.1, diagonal_fraction=0.2)
     assert share((t == 1) & (s == 0)) == pytest.approx(0.1, abs=0.003)

@@ -10,6 +10,7 @@ def training_settings(**changes: Any) -> TrainingSettings:
     values: dict[str, Any] = {
         "steps": 100,
         "batch_size": 8,
+        "precision": "float32",
         "learning_rate": 1e-2,
         "beta1": 0.9,
         "beta2": 0.99,

@@ -36,6 +36,7 @@ def test_the_average_of_the_width_that_the_settings_name_is_published(
     training = TrainingSettings(
         steps=4,
         batch_size=8,
+        precision="float32",
         learning_rate=0.01,
         beta1=0.9,
         beta2=0.99,

@@ -16,18 +16,19 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ayf_core.data.codecs.files import CODEC_FILE, write_codec_file
 from ayf_core.errors import AyfError, require
 from ayf_core.files import first_line, read_json
+from ayf_core.precision import InPrecision
 
 AUTOENCODER_FOLDER = "autoencoder"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CONFIG_FILE = "config.json"
 
 
-class AutoencoderKLCodec(nn.Module):
+class AutoencoderKLCodec(InPrecision):
     """A variational autoencoder (diffusers' AutoencoderKL): a small one to train here, or a pretrained one.
 
     Images are [B, C, H, W] in [-1, 1]; each level of `channels` but the last halves the side. Latents come as
@@ -214,8 +215,8 @@ class AutoencoderKLCodec(nn.Module):
         """
         if self.kl_weight is None:
             raise AyfError("a pretrained codec is used as it is: it has no kl_weight to be trained with")
-        mean, std = self._posterior(images)
-        reconstruction = (self._images(mean + std * noise) - images).square().mean()
+        mean, std = (part.to(images.dtype) for part in self._posterior(images))
+        reconstruction = (self._images(mean + std * noise).to(images.dtype) - images).square().mean()
         kl = 0.5 * (mean.square() + std.square() - 1.0 - 2.0 * std.log()).mean()
         loss = reconstruction + self.kl_weight * kl
         return loss, {"reconstruction": reconstruction.detach(), "kl": kl.detach()}

@@ -17,6 +17,7 @@ from torch.nn import functional
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.features.base import WIDTH_STEP
 from ayf_core.files import read_json, write_whole
+from ayf_core.precision import InPrecision
 
 FORMAT = 1
 CLASSIFIER_FILE = "classifier.json"
@@ -25,7 +26,7 @@ FEATURES = 64
 """Numbers in the classifier's last hidden layer."""
 
 
-class SmallClassifier(nn.Module):
+class SmallClassifier(InPrecision):
     """Three convolutions and a hidden layer of 64 features, for images of about 8 to 64 pixels a side.
 
     Args:
