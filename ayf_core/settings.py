@@ -29,6 +29,7 @@ class Setting:
         help: its meaning, in a few words.
         choices: the words that a text may be.
         room: the registry's room whose names a text may be.
+        word: that may stand in place of a number.
         at_least, at_most, above, below: the range; of a list, of every item.
         repeats: whether a list may hold an item more than once.
         may_be_empty: whether a list, or a text, may be empty.
@@ -42,6 +43,7 @@ class Setting:
     nullable: bool = False
     choices: tuple[str, ...] = ()
     room: str | None = None
+    word: str | None = None
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
@@ -82,6 +84,7 @@ class Setting:
         if self.is_list:
             text = "a list" + ("" if self.may_be_empty else " of at least one") + f", each {text}"
             text += "" if self.repeats else ", none twice"
+        text += f", or {self.word}" if self.word else ""
         return f"{text}, or null" if self.nullable else text
 
     def typed(self, value: Any) -> Any:
@@ -90,8 +93,8 @@ class Setting:
         Raises:
             TypeError: it has another type.
         """
-        if value is None and self.nullable:
-            return None
+        if (value is None and self.nullable) or (self.word and value == self.word):
+            return value
         if self.is_list:
             if not isinstance(value, list | tuple):
                 raise TypeError(self.name)
@@ -100,8 +103,8 @@ class Setting:
 
     def accepts(self, value: Any) -> bool:
         """Whether a value of the right type lies in the range."""
-        if value is None:
-            return self.nullable
+        if value is None or (self.word and value == self.word):
+            return value is not None or self.nullable
         if self.is_list:
             items = list(value)
             distinct = self.repeats or len(set(items)) == len(items)
@@ -162,6 +165,7 @@ def setting(
     *,
     choices: Sequence[str] = (),
     room: str | None = None,
+    word: str | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
@@ -175,6 +179,7 @@ def setting(
         "help": help,
         "choices": tuple(choices),
         "room": room,
+        "word": word,
         "at_least": at_least,
         "at_most": at_most,
         "above": above,

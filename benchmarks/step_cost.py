@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -36,6 +35,7 @@ from ayf_core.randomness import StepRandom
 from ayf_core.tangents.engines import value_and_derivative
 from ayf_core.tangents.points import Point, eulerian_direction
 from ayf_core.times import IntervalLaw, LogitNormalTime
+from ayf_core.training.memory import peak_bytes
 from ayf_core.velocity import Autoguidance, NetworkVelocity, VelocityField
 
 
@@ -162,20 +162,10 @@ def seconds(call: Callable[[], object], device: str) -> float:
     return (now() - began) / CALLS
 
 
-def peak_memory(call: Callable[[], object], device: str) -> float:
+def peak_memory(call: Callable[[], object], device: str) -> int:
     """Bytes of a call above what was held before it, after a first one that warms up."""
     call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-    return max(held)
+    return peak_bytes(call, torch.device(device))
 
 
 def measure(name: str, repeats: int, device: str) -> None:

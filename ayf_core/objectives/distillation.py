@@ -34,6 +34,6 @@ class Distillation(FlowMapObjective):
         """The teacher's velocity at (x, t) under the condition and the λ of `point`."""
         return self.teacher(x, t, point.condition, point.guidance_scale).to(x.dtype)
 
-    def self_check(self, network: nn.Module, batch: Batch, random: StepRandom) -> float:
+    def self_check(self, network: nn.Module, batch: Batch, random: StepRandom, compiled: bool = False) -> float:
         few = self.draw(batch, random).point.rows(slice(0, 2))
-        return self.check_derivative(network, few, self.velocity(few.x, few.t, few))
+        return self.check_derivative(network, few, self.velocity(few.x, few.t, few), compiled)

@@ -106,19 +106,22 @@ class FlowMapObjective(ABC):
         residual = unwrap(network)(point.x, point.t, point.t, point.condition, point.guidance_scale) - velocity
         return mean_by_bins(quantity, "t", residual.flatten(1).square().mean(dim=1), point.t)
 
-    def check_derivative(self, network: nn.Module, few: Point, velocity: Tensor) -> float:
+    def check_derivative(self, network: nn.Module, few: Point, velocity: Tensor, compiled: bool) -> float:
         """The derivative engine's self-check at a few points, along the trajectory and along s; its largest error.
 
         Raises:
             AyfError: if the back end is off by more than the tolerance.
         """
         directions = eulerian_direction(few, velocity), lagrangian_direction(few)
-        backend, tolerance = self.tangent.backend, self.tangent.self_check_tolerance
-        return max(self_check(network, few, direction, backend, tolerance) for direction in directions)
+        how = self.tangent.backend, self.tangent.self_check_tolerance, compiled
+        return max(self_check(network, few, direction, *how) for direction in directions)
 
     @abstractmethod
-    def self_check(self, network: nn.Module, batch: Batch, random: StepRandom) -> float:
+    def self_check(self, network: nn.Module, batch: Batch, random: StepRandom, compiled: bool = False) -> float:
         """The derivative engine's largest error on two samples of this batch.
+
+        Args:
+            compiled: the network will be trained so.
 
         Raises:
             AyfError: if the back end is off by more than the tolerance.

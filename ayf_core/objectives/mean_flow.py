@@ -29,6 +29,6 @@ class MeanFlow(FlowMapObjective):
             loss.metrics |= self.on_the_diagonal("velocity_error", network, drawn.point, velocity)
         return loss
 
-    def self_check(self, network: nn.Module, batch: Batch, random: StepRandom) -> float:
+    def self_check(self, network: nn.Module, batch: Batch, random: StepRandom, compiled: bool = False) -> float:
         point, velocity, _ = self.draw(batch, random)
-        return self.check_derivative(network, point.rows(slice(0, 2)), velocity[:2])
+        return self.check_derivative(network, point.rows(slice(0, 2)), velocity[:2], compiled)

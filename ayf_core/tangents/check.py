@@ -15,7 +15,9 @@ TANGENT_MAY_LOSE = 10.0
 """A tangent in low precision may be off by so many times what the value is off: 0.7 to 4.8 times in sound networks."""
 
 
-def self_check(network: nn.Module, point: Point, direction: Direction, backend: str, tolerance: float) -> float:
+def self_check(
+    network: nn.Module, point: Point, direction: Direction, backend: str, tolerance: float, compiled: bool = False
+) -> float:
     """Compare a back end on the real network, in its own precision, with float64 central differences.
 
     Args:
@@ -24,6 +26,7 @@ def self_check(network: nn.Module, point: Point, direction: Direction, backend: 
         tolerance: largest relative error accepted, per batch: |d - d64| / (|d64| + 1e-3 |F|) of the derivative, and
             |g - g'| / |g'| of the parameters' gradient against that of an ordinary pass. Where low precision alone
             puts the value further off, the derivative may lose TANGENT_MAY_LOSE times as much.
+        compiled: as it will be trained; the reference is ordinary code.
 
     Returns:
         The relative error of the derivative.
@@ -39,11 +42,13 @@ def self_check(network: nn.Module, point: Point, direction: Direction, backend: 
             for parameter in probe.parameters():
                 if not parameter.any():  # a zero-initialised layer would hide the derivative behind it
                     parameter.normal_(std=0.02)
+        exact = copy.deepcopy(probe).double()
+        if compiled:
+            probe.compile()
         with torch.random.fork_rng(devices):  # both passes drop the same
             value, derivative = value_and_derivative(probe, point, direction, backend)
         given, expected = _gradient(probe, value), _gradient(probe, probe(*point))
         spoilt = _relative(given, expected, 1e-30)
-        exact = copy.deepcopy(probe).double()
         reference, size = _reference(exact, point, direction), float(value.detach().double().norm())
         error = _relative(derivative.double(), reference, 1e-3 * size + 1e-30)
         with torch.no_grad():

@@ -1,7 +1,7 @@
 """Dual values: a tensor and its directional derivative, carried through a network as it is written.
 
 A network in ordinary PyTorch is called with `Dual` inputs. Every torch function that meets one is answered by its rule
-(`ayf_core.tangents.rules`): the value with the graph that training needs, the tangent without one. So one pass gives
+(`rules`, `normalisations`): the value with the graph that training needs, the tangent without one. So one pass gives
 both, nothing is saved for the tangent, and the tangent reuses what the value computed. A function that has no rule is
 differentiated by torch's own forward mode, exact too, at the price of that function once more.
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 RULES: dict[Any, Callable[..., Any]] = {}
 """What answers a torch function, or a method of tensors, that meets a dual value."""
 
+_OPERATORS: dict[str, Callable[..., Any]] = {}  # such as __rsub__
 _IN_PLACE = re.compile(r".*[^_]_|__setitem__")  # such as mul_
 _without_rule: set[str] = set()
 
@@ -36,7 +37,13 @@ def rule(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: what answers these torch functions and tensor methods, called with the same arguments."""
 
     def add(answer: Callable[..., Any]) -> Callable[..., Any]:
-        RULES.update(dict.fromkeys(functions, answer))
+        for function in functions:
+            RULES[function] = answer
+            name = getattr(function, "__name__", "")
+            if getattr(Tensor, name, None) is function:
+                setattr(Dual, name, answer)
+                if name.startswith("__"):
+                    _OPERATORS[name] = answer
         return answer
 
     return add
@@ -73,6 +80,8 @@ class Dual:
 
     @staticmethod
     def __torch_function__(function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if torch.compiler.is_compiling() and function.__name__ in _OPERATORS:  # it does not find them in a table
+            return _OPERATORS[function.__name__](*args, **(kwargs or {}))
         answer = RULES.get(function)
         return answer(*args, **(kwargs or {})) if answer else by_forward_mode(function, args, kwargs or {})
 

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ayf_core.errors import AyfError
 from ayf_core.networks.attention import forward_mode_attention
 from ayf_core.registry import find, register
-from ayf_core.tangents import rules  # noqa: F401  (what dual values meet)
+from ayf_core.tangents import normalisations, rules  # noqa: F401  (what dual values meet)
 from ayf_core.tangents.dual import Dual
 from ayf_core.tangents.points import Direction, Point
 
@@ -116,8 +116,8 @@ def central_difference(network: nn.Module, point: Point, direction: Direction, s
 def _no_derivative(backend: str) -> AyfError:
     return AyfError(
         f"tangent back end '{backend}' found no derivative: the network's output does not depend on what moves, or a "
-        "function inside it (a compiled or custom one) does not pass it on: distill.tangent.backend=finite_difference "
-        "needs none"
+        "function inside it (a custom one, with 'split' also a compiled one) does not pass it on: leave compile off in "
+        "the runtime, or set distill.tangent.backend=finite_difference, which needs none"
     )
 
 

@@ -3,9 +3,11 @@
 Three kinds need no formula of their own. What is linear in the one input that moves does the same to its tangent. A sum
 of products follows the product rule. And the Jacobian of a pointwise function, of a normalisation and of softmax is
 symmetric, so torch's fused *backward* kernel, given the tangent for the gradient, is their tangent.
+
+Operators stand here twice: eager code meets the method of a tensor, a compiler the function of `operator`.
 """
 
-import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,15 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ayf_core.errors import AyfError
-from ayf_core.tangents.attention import attention
-from ayf_core.tangents.dual import Dual, by_forward_mode, rule, value_of, without_graph
+from ayf_core.tangents.dual import RULES, Dual, by_forward_mode, rule, value_of, without_graph
 
 aten = torch.ops.aten
-LOW = (torch.float16, torch.bfloat16)
 
 
 # ---- linear in the input that moves -------------------------------------------------------------------------------
-def _linear(function: Callable[..., Any]) -> None:
+def _linear(function: Callable[..., Any]) -> Callable[..., Any]:
     """Linear in the first argument; of another that is dual, as in `x.to(other)`, only shape and type count."""
 
     @rule(function)
@@ -37,9 +37,11 @@ def _linear(function: Callable[..., Any]) -> None:
             return Dual(value, tangent)
         return tuple(Dual(v, d) for v, d in zip(value, tangent, strict=True))
 
+    return answer
+
 
 _BOTH = (  # functions that are methods too
-    *("reshape", "permute", "transpose", "movedim", "moveaxis", "swapaxes", "flatten", "unflatten", "roll", "flip"),
+    *("reshape", "permute", "transpose", "movedim", "moveaxis", "swapaxes", "flatten", "roll", "flip"),
     *("squeeze", "unsqueeze", "chunk", "split", "unbind", "narrow", "select", "index_select", "gather"),
     *("diagonal", "tril", "triu", "sum", "mean", "neg", "cumsum", "diff", "tile", "repeat_interleave"),
 )
@@ -52,7 +54,9 @@ for _name in _BOTH:
     _linear(getattr(Tensor, _name))
 for _name in _METHODS:
     _linear(getattr(Tensor, _name))
+rule(Tensor.unflatten)(_linear(torch.unflatten))
 for _function in (
+    *(operator.getitem, operator.neg),
     functional.interpolate,
     functional.avg_pool1d,
     functional.avg_pool2d,
@@ -142,7 +146,7 @@ def _shaped(tangent: Tensor, value: Tensor) -> Tensor:
     return tangent if tangent.shape == value.shape else tangent.expand(value.shape)
 
 
-@rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+@rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, operator.add)
 def add(a: Any, b: Any, *, alpha: float = 1) -> Dual:
     value = torch.add(value_of(a), value_of(b), alpha=alpha)
     with without_graph():
@@ -152,7 +156,7 @@ def add(a: Any, b: Any, *, alpha: float = 1) -> Dual:
         return Dual(value, _shaped(moving, value))
 
 
-@rule(torch.sub, Tensor.sub, Tensor.__sub__)
+@rule(torch.sub, Tensor.sub, Tensor.__sub__, operator.sub)
 def sub(a: Any, b: Any, *, alpha: float = 1) -> Dual:
     return add(a, b, alpha=-alpha) if isinstance(a, (Dual, Tensor)) else add(mul(b, -alpha), a)
 
@@ -179,11 +183,19 @@ def _bilinear(function: Any) -> Callable[..., Dual]:
 
 
 for _product, _names in {
-    torch.matmul: (torch.matmul, Tensor.matmul, Tensor.__matmul__),
+    torch.matmul: (torch.matmul,),
     torch.bmm: (torch.bmm, Tensor.bmm),
     torch.mm: (torch.mm, Tensor.mm),
 }.items():
     rule(*_names)(_bilinear(_product))
+
+
+@rule(Tensor.matmul, Tensor.__matmul__, operator.matmul)
+def matmul(a: Any, b: Any) -> Dual:
+    # torch 2.13's compiler gives `x @ w` of a dual x to the method of w, without exchanging the two.
+    if torch.compiler.is_compiling() and not isinstance(a, Dual):
+        raise AyfError("'@' between a tensor and a dual value cannot be compiled: write torch.matmul(a, b)")
+    return RULES[torch.matmul](a, b)
 
 
 @rule(torch.einsum)
@@ -201,7 +213,7 @@ def einsum(equation: str, *operands: Any) -> Dual:
         return Dual(value, sum(terms[1:], terms[0]))
 
 
-@rule(torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
+@rule(torch.mul, torch.multiply, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, operator.mul)
 def mul(a: Any, b: Any) -> Dual:
     va, vb = value_of(a), value_of(b)
     value = va * vb
@@ -227,7 +239,7 @@ def addcmul(a: Any, b: Any, c: Any, *, value: float = 1) -> Dual:
         return Dual(out, _shaped(tangent, out))
 
 
-@rule(torch.div, torch.true_divide, Tensor.div, Tensor.__truediv__)
+@rule(torch.div, torch.true_divide, Tensor.div, Tensor.__truediv__, operator.truediv)
 def div(a: Any, b: Any) -> Dual:
     if not isinstance(b, Dual):
         value = a.value / b
@@ -297,89 +309,6 @@ def leaky_relu(h: Dual, negative_slope: float = 0.01, inplace: bool = False) -> 
         return Dual(value, aten.leaky_relu_backward(h.tangent, h.value, negative_slope, False))
 
 
-# ---- normalisations and softmax -----------------------------------------------------------------------------------
-def _as_under_autocast(h: Dual) -> Dual:
-    """To float32, as autocast casts for normalisations and softmax, except on the CPU; their parts it does not know."""
-    if h.dtype in LOW and h.device.type != "cpu" and torch.is_autocast_enabled(h.device.type):
-        return h.float()
-    return h
-
-
-@rule(functional.layer_norm)
-def layer_norm(
-    input: Dual, normalized_shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Dual:
-    h, shape = _as_under_autocast(input), list(normalized_shape)
-    value, mean, rstd = torch.native_layer_norm(h.value, shape, weight, bias, eps)
-    with without_graph():
-        x, dx = h.value, h.tangent.contiguous()
-        if x.dtype in LOW:  # the statistics were rounded too
-            x, dx = x.float(), dx.float()
-            _, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
-        wanted = [True, False, False]
-        tangent = aten.native_layer_norm_backward(dx, x, shape, mean, rstd, None, None, wanted)[0]
-        return Dual(value, tangent if weight is None else tangent * weight)
-
-
-@rule(functional.group_norm)
-def group_norm(
-    input: Dual, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Dual:
-    h = _as_under_autocast(input)
-    batch, channels, *sides = h.shape
-    sizes = batch, channels, math.prod(sides), num_groups
-    value, mean, rstd = torch.native_group_norm(h.value.contiguous(), weight, bias, *sizes, eps)
-    with without_graph():
-        x, dx = h.value.contiguous(), h.tangent.contiguous()
-        if x.dtype in LOW:
-            x, dx = x.float(), dx.float()
-            _, mean, rstd = torch.native_group_norm(x, None, None, *sizes, eps)
-        tangent = aten.native_group_norm_backward(dx, x, mean, rstd, None, *sizes, [True, False, False])[0]
-        return Dual(value, tangent if weight is None else tangent * weight.view(-1, *(1,) * len(sides)))
-
-
-@rule(functional.rms_norm)
-def rms_norm(input: Dual, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Dual:
-    value = functional.rms_norm(input.value, normalized_shape, weight, eps)
-    with without_graph():
-        x, dx = input.value, input.tangent
-        if x.dtype in LOW:
-            x, dx = x.float(), dx.float()
-        axes = tuple(range(-len(normalized_shape), 0))
-        eps = torch.finfo(input.dtype).eps if eps is None else eps
-        rstd = (x.square().mean(axes, keepdim=True) + eps).rsqrt()
-        y = x * rstd
-        tangent = rstd * (dx - y * (y * dx).mean(axes, keepdim=True))
-        return Dual(value, tangent if weight is None else tangent * weight)
-
-
-@rule(functional.softmax, torch.softmax, Tensor.softmax)
-def softmax(h: Dual, dim: int, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Dual:
-    h = _as_under_autocast(h)
-    value = torch.softmax(h.value, dim, dtype=dtype)
-    with without_graph():
-        return Dual(value, aten._softmax_backward_data(h.tangent.to(value.dtype), value, dim, value.dtype))
-
-
-@rule(functional.scaled_dot_product_attention)
-def scaled_dot_product_attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Dual:
-    if dropout_p:
-        raise AyfError("'dual' has no rule for dropout inside attention: drop outside of it, or set its rate to 0")
-    if not all(isinstance(x, Dual) for x in (query, key, value)) or isinstance(attn_mask, Dual) or enable_gqa:
-        options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-        return by_forward_mode(functional.scaled_dot_product_attention, (query, key, value), options)
-    return attention(query, key, value, attn_mask, is_causal, scale)
-
-
 # ---- what does not move -------------------------------------------------------------------------------------------
 def _constant(*functions: Any) -> None:
     """Functions whose result does not move with their arguments: they take the value."""
@@ -394,5 +323,7 @@ _constant(
     *(torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like, torch.rand_like, torch.randn_like),
     *(torch.detach, Tensor.detach, torch.round, Tensor.round, torch.floor, Tensor.floor, torch.sign, Tensor.sign),
     *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Tensor.new_tensor),
+    *(Tensor.__lt__, Tensor.__le__, Tensor.__gt__, Tensor.__ge__),
+    *(operator.lt, operator.le, operator.gt, operator.ge),
     *(Tensor.long, Tensor.int, Tensor.bool, Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride),
 )

@@ -115,6 +115,15 @@ def mean_over_workers(sums: Tensor, weights: Tensor, context: TrainingContext) -
     return sums / weights
 
 
+def least_of_workers(number: int, context: TrainingContext) -> int:
+    """The smallest of the workers' numbers. Every worker takes part."""
+    if context.world_size == 1:
+        return number
+    shared = torch.tensor([number], device=context.device)
+    distributed.all_reduce(shared, op=distributed.ReduceOp.MIN)
+    return int(shared)
+
+
 def check_gradients_are_synchronised(network: nn.Module, name: str) -> None:
     """Look at the gradients after the first backward pass; one collective call, once a training.
 

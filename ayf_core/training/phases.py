@@ -14,6 +14,7 @@ from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.micro_batches import MicroBatch
 from ayf_core.training.optimisers import build_optimiser, learning_rate
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.parallel import (
     check_gradients_are_synchronised,
     clip_gradients,
@@ -23,6 +24,8 @@ from ayf_core.training.parallel import (
     mean_over_workers,
     synchronise,
 )
+from ayf_core.training.running import run_network
+from ayf_core.training.sharding import is_sharded, local
 from ayf_core.training_settings import TrainingSettings
 
 SKIPPED_IN_A_ROW = 20
@@ -38,14 +41,15 @@ class Phase:
         network: the bare module; its training wraps and moves it.
         objective: is called with the wrapped one.
         learning_rate: its own in place of the training's.
-        precision: its own in place of the training's.
+        differentiated_twice: a gradient of it is differentiated again. bfloat16 does not carry that, and compiled code
+            cannot do it, so it is computed in float32 by ordinary code.
     """
 
     name: str
     network: nn.Module
     objective: Objective
     learning_rate: float | None = None
-    precision: str | None = None
+    differentiated_twice: bool = False
 
 
 class PhaseRunner:
@@ -54,22 +58,30 @@ class PhaseRunner:
     Whether a step is taken is decided on the device, by the optimiser's `found_inf`: the host never waits for a norm.
 
     Args:
-        sharding: see `LoopOptions`.
+        options: how the loop is run.
 
     Attributes:
         network: the bare module, on the device.
         wrapped: what the objective calls.
     """
 
-    def __init__(self, phase: Phase, settings: TrainingSettings, context: TrainingContext, sharding: str) -> None:
+    def __init__(
+        self, phase: Phase, settings: TrainingSettings, context: TrainingContext, options: LoopOptions
+    ) -> None:
         self.name = phase.name
         self.network = phase.network
         self.objective = phase.objective
         rate = settings.learning_rate if phase.learning_rate is None else phase.learning_rate
         self.settings = replace(settings, learning_rate=rate)
         self.context = context
-        compute_in(phase.precision or settings.precision, phase.network)
-        self.wrapped = distribute(phase.network.train(), context, sharding)
+        compute_in("float32" if phase.differentiated_twice else settings.precision, phase.network)
+        self.wrapped = distribute(phase.network.train(), context, options.sharding)
+        run_network(
+            phase.network,
+            compiled=options.compile and not phase.differentiated_twice,
+            checkpointed=options.activation_checkpointing,
+            sharded=is_sharded(phase.network),
+        )
         self.optimizer = build_optimiser(phase.network, self.settings)
         self._guard = _NonFiniteGuard(context.device)
         self._checked = False
@@ -102,6 +114,17 @@ class PhaseRunner:
         self.optimizer.found_inf = self._guard.see(norm)  # type: ignore[attr-defined]
         self.optimizer.step()
         return metrics | {"gradient_norm": norm, "learning_rate": torch.tensor(rate)} if monitor else {}
+
+    def try_out(self, batch: Batch, random: StepRandom, step: int) -> None:
+        """A logged step's passes over a micro-batch, whose gradient is dropped."""
+        synchronise(self.wrapped, False)
+        self.objective(self.wrapped, batch, random, step, True).value.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def bytes_to_come(self) -> int:
+        """What the first step will allocate for good: the optimiser's two averages."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if not self.optimizer.state]
+        return sum(2 * local(p).nbytes for p in parameters)
 
     def check(self, step: int) -> None:
         """Waits for the device.

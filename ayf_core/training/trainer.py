@@ -5,6 +5,7 @@ Stages differ by their phases (which module is trained with which loss) and by w
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +18,10 @@ from ayf_core.randomness import StepRandom, derive_seed
 from ayf_core.training.checkpoints import State, load_state
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import ShuffledOrder, TrainingData
-from ayf_core.training.micro_batches import micro_batches_of
+from ayf_core.training.memory import free_bytes, peak_bytes, samples_that_fit
+from ayf_core.training.micro_batches import NEIGHBOURS, MicroBatch, micro_batches_of
 from ayf_core.training.options import LoopOptions
-from ayf_core.training.parallel import reshard
+from ayf_core.training.parallel import least_of_workers, reshard
 from ayf_core.training.phases import Phase, PhaseRunner
 from ayf_core.training.read_ahead import ReadAhead
 from ayf_core.training.sharding import gathered
@@ -77,11 +79,10 @@ class Trainer:
         self.seed = seed
         self.options = options or LoopOptions()
         self.order = ShuffledOrder(len(data), settings.batch_size, seed)
-        self.micro_batches = micro_batches_of(
-            settings.batch_size, context.world_size, context.rank, self.options.micro_batch
-        )
+        largest = self.options.micro_batch
+        self.micro_batches = self._cut(largest if isinstance(largest, int) else None)
         self.step = 0
-        self.phases = [PhaseRunner(phase, settings, context, self.options.sharding) for phase in phases]
+        self.phases = [PhaseRunner(phase, settings, context, self.options) for phase in phases]
         self._ahead: ReadAhead | None = None
 
     @property
@@ -98,6 +99,8 @@ class Trainer:
         self._resume()
         try:
             with matrix_products(self.settings.precision):
+                if self.options.micro_batch == "auto":
+                    self.micro_batches = self._cut(self._largest_micro_batch())
                 self._train()
         finally:
             self.close()
@@ -143,6 +146,46 @@ class Trainer:
                 self.context.wait()
                 raise Preempted(self.step)
 
+    def _cut(self, largest: int | None) -> list[MicroBatch]:
+        return micro_batches_of(self.settings.batch_size, self.context.world_size, self.context.rank, largest)
+
+    def _largest_micro_batch(self) -> int:
+        """How many samples fit on every worker, by trying a few; the same on all.
+
+        Raises:
+            AyfError: not even a few do.
+        """
+        context = self.context
+        own = self.micro_batches[0].rows
+        share = -(-self.settings.batch_size // context.world_size)
+        few = (min(NEIGHBOURS, -(-share // 2)), min(2 * NEIGHBOURS, share))
+        for callback in self.callbacks:
+            callback.state_dict()  # what it holds is made when first asked for
+        free = free_bytes(context.device, context.world_size)
+        if few[0] == few[1] or free is None:
+            return share
+
+        def try_out(phase: PhaseRunner, count: int) -> None:
+            rows = slice(own.start, own.start + count)
+            random = StepRandom(self.seed, self.step, rows, context.device)
+            read = {name: tensor.to(context.device) for name, tensor in self._read((self.step, rows)).items()}
+            phase.try_out(self.data.batch(read, random), random, self.step)
+            reshard(phase.network)
+
+        def peak_of(count: int) -> int:
+            for phase in self.phases:
+                try_out(phase, count)  # the first call also makes what is kept, as compiled code
+            return max(peak_bytes(partial(try_out, phase, count), context.device) for phase in self.phases)
+
+        free -= sum(phase.bytes_to_come() for phase in self.phases)
+        fits = least_of_workers(samples_that_fit(peak_of, few, free), context)
+        if fits < 1:
+            raise AyfError(
+                f"not one sample fits into the {free / 2**30:.2f} GiB that are left: set activation_checkpointing or "
+                "sharding: full (over several workers) in the runtime"
+            )
+        return min(fits, share)
+
     def _batches(self) -> Iterator[tuple[Batch, StepRandom]]:
         """This worker's micro-batches of the present step, each with its draws."""
         if self._ahead is None:
@@ -167,6 +210,8 @@ class Trainer:
 
     def _log(self, metrics: dict[str, Tensor]) -> None:
         values = {name: float(value) for name, value in metrics.items()} | {"skipped_steps": float(self.skipped)}
+        if self.options.micro_batch == "auto":
+            values["micro_batch"] = max(part.rows.stop - part.rows.start for part in self.micro_batches)
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         self.context.log(self.step, self.settings.steps, finite)
 

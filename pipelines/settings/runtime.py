@@ -56,7 +56,16 @@ class RuntimeConfig:
     teacher_workers: int = setting("processes that hold the frozen teachers; 0 = each worker", at_least=0, default=0)
     threads_per_worker: int | None = setting("null = all cores / workers", at_least=1, default=None)
     device: str = setting("auto = CUDA where there is one", choices=("auto", "cpu", "cuda"), default="auto")
-    micro_batch: int | None = setting("most samples per forward and worker", at_least=1, default=None)
+    micro_batch: int | str | None = setting(
+        "most samples per forward and worker; auto = as many as fit into its memory",
+        at_least=1,
+        word="auto",
+        default=None,
+    )
+    compile: bool = setting("networks by torch.compile: forward, backward and derivative", default=False)
+    activation_checkpointing: bool = setting(
+        "keep the input of each block alone, compute the rest again: less memory, more time", default=False
+    )
     checkpoint_every: int = setting("steps between checkpoints", at_least=1, default=200)
     log_every: int = setting("steps between logged points", at_least=1, default=20)
     tracking_uri: str | None = setting("MLflow server; null = a SQLite store in the project", default=None)

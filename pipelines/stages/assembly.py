@@ -61,6 +61,8 @@ def fit(
         log_every=runtime.log_every,
         checkpoint_every=runtime.checkpoint_every,
         sharding=runtime.sharding,
+        compile=runtime.compile,
+        activation_checkpointing=runtime.activation_checkpointing,
     )
     Trainer(phases, data, training, context, followers, seed=job.seed, options=options).fit()
     return averages

@@ -22,6 +22,7 @@ from ayf_core.registry import find
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import LatentData
 from ayf_core.training.phases import Phase
+from ayf_core.training.running import run_network
 from ayf_core.velocity import VelocityField
 from pipelines.stages.assembly import finish, fit, keep_model, network_spec
 from pipelines.stages.job import Job, latent_job
@@ -95,7 +96,9 @@ def teacher_velocity(
     if not needs_teacher(name):
         return nullcontext(None)
     runtime: RuntimeConfig = settings["job"].runtime
-    load = partial(load_guided, distill.guidance.kind, settings["teacher"], settings["weak_teacher"], precision)
+    load = partial(
+        load_guided, distill.guidance.kind, settings["teacher"], settings["weak_teacher"], precision, runtime.compile
+    )
     if runtime.teacher_workers == 0:
         return nullcontext(load(context.device))
     return settings["serve"](
@@ -112,12 +115,15 @@ def needs_teacher(objective: str) -> bool:
     return bool(find("objective", objective).facts["needs_teacher"])
 
 
-def load_guided(kind: str, teacher: Path, weak_teacher: Path, precision: str, device: torch.device) -> VelocityField:
+def load_guided(
+    kind: str, teacher: Path, weak_teacher: Path, precision: str, compiled: bool, device: torch.device
+) -> VelocityField:
     """The velocity of the teacher under a kind of guidance; travels to the teacher servers."""
     strong, _ = load_network(teacher, device)
     weak, _ = load_network(weak_teacher, device)
     for network in (strong, weak):
         compute_in(precision, network)
+        run_network(network, compiled=compiled)
     return find("guidance", kind).load().build(strong, weak, strong.spec.conditions)
 
 
@@ -144,4 +150,5 @@ def checked(
     """The derivative engine's error on this network; refuses to train above the tolerance."""
     random = StepRandom(job.seed, 0, 2, device=context.device)
     read = {name: tensor.to(context.device) for name, tensor in data.read(torch.arange(2) % len(data)).items()}
-    return objective.self_check(network.to(context.device), data.batch(read, random), random)
+    batch = data.batch(read, random)
+    return objective.self_check(network.to(context.device), batch, random, job.runtime.compile)

@@ -67,7 +67,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
                 name="discriminator",
                 network=discriminator,
                 objective=judge,
-                precision="float32",  # its penalties are gradients of gradients
+                differentiated_twice=True,  # by its penalties on gradients
                 learning_rate=adversarial.discriminator_learning_rate,
             ),
         ]

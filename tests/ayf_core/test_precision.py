@@ -87,9 +87,9 @@ def test_what_is_learnt_stays_in_float32(tmp_path):
     assert {t.dtype for t in tensors} | {v.dtype for entry in optimiser for v in entry.values()} == {torch.float32}
 
 
-def test_a_phase_may_keep_its_own(tmp_path):
+def test_what_is_differentiated_twice_stays_in_float32(tmp_path):
     network = network_of("mlp")
-    phase = Phase(name="judge", network=network, objective=matching(), precision="float32")
+    phase = Phase(name="judge", network=network, objective=matching(), differentiated_twice=True)
     data = TensorData(torch.randn(16, 2), labels(torch.arange(16) % 3))
     Trainer([phase], data, training_settings(precision="bfloat16"), LocalContext(tmp_path), seed=0)
     assert network.precision == "float32"

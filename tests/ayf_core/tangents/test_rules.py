@@ -1,6 +1,7 @@
 """Every rule of dual values against torch's own forward mode: value, tangent, and the gradient of the value."""
 
 import logging
+import operator
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ayf_core.errors import AyfError
 from ayf_core.networks.attention import forward_mode_attention
-from ayf_core.tangents import attention, dual, rules  # noqa: F401
+from ayf_core.tangents import attention, dual, normalisations, rules  # noqa: F401
 from ayf_core.tangents.dual import RULES, Dual, rule
 
 X = (4, 6)
@@ -267,6 +268,49 @@ def test_casts_take_the_tangent_along(name, point):
     assert torch.equal(moved.tangent, getattr(point[1], name)())
 
 
+OPERATORS = {name: getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "neg", "matmul", "getitem")}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_compiler_meets_the_rule_of_the_operator(name, point):
+    function = OPERATORS[name]
+    square = torch.full((X[-1], X[-1]), 0.3, dtype=torch.float64)
+    given = {"neg": [()], "getitem": [(0,)], "matmul": [(square,)]}.get(name, [(OTHER,), (2.5,), (Dual(*point),)])
+    for others in given:
+        found, expected = RULES[function](Dual(*point), *others), function(Dual(*point), *others)
+        assert torch.equal(found.value, expected.value)
+        assert torch.equal(found.tangent, expected.tangent)
+        if name in ("add", "sub", "mul", "truediv"):
+            found, expected = RULES[function](*others, Dual(*point)), function(*others, Dual(*point))
+            assert torch.equal(found.value, expected.value)
+            assert torch.equal(found.tangent, expected.tangent)
+
+
+@pytest.mark.slow
+def test_every_operator_is_compiled_without_a_break(point):
+    other = OTHER
+
+    def all_of_them(x):
+        y = (x + 1.5) * 2.0 - x / 3.0 + (1.0 - x) + (-x) + (other - x) + (x - other) + other * x + x / (x * x + 1.0)
+        return (
+            torch.where(x > 0, y, -y)[1:].reshape(-1).exp()
+            + torch.matmul(y, other.mT)[0, 0]
+            + torch.matmul(y, y.mT)[0, 1]
+        )
+
+    value, derivative = Dual(*point), all_of_them(Dual(*point))
+    found = torch.compile(all_of_them, fullgraph=True, backend="eager")(value)
+    torch.testing.assert_close((found.value, found.tangent), (derivative.value, derivative.tangent))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("product", [lambda x: x @ OTHER.mT, lambda x: OTHER.mT @ x, lambda x: x < OTHER.sum()])
+def test_what_a_compiler_would_turn_round_is_left_to_ordinary_code(product, point):
+    found, expected = torch.compile(product, backend="eager")(Dual(*point)), product(Dual(*point))
+    for part in ("value", "tangent") if isinstance(expected, Dual) else ("T",):
+        assert torch.equal(getattr(found, part), getattr(expected, part))
+
+
 def test_every_rule_is_met_by_a_case_here(point, monkeypatch):
     met, names = set(), {function: answer.__name__ for function, answer in RULES.items()}
     for function, answer in list(RULES.items()):
@@ -276,11 +320,14 @@ def test_every_rule_is_met_by_a_case_here(point, monkeypatch):
             return answer(*args, **kwargs)
 
         monkeypatch.setitem(RULES, function, noting)
+        name = getattr(function, "__name__", "")
+        if getattr(Dual, name, None) is answer and getattr(torch.Tensor, name, None) is function:
+            monkeypatch.setattr(Dual, name, noting)
     for case in CASES.values():
         case(Dual(*point))
     for name in LOW:
         getattr(Dual(*point), name)()
-    elsewhere = {torch.Tensor.cuda}  # tests/gpu
+    elsewhere = {torch.Tensor.cuda, *OPERATORS.values()}  # tests/gpu; a compiler meets the functions of `operator`
     missed = {f for f, name in names.items() if f not in met | elsewhere and name != "constant"}
     assert not missed, sorted(str(f) for f in missed)
 

@@ -11,6 +11,7 @@ from ayf_core.errors import AyfError
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.training.context import LocalContext
 from ayf_core.training.micro_batches import MicroBatch
+from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import SKIPPED_IN_A_ROW, Phase, PhaseRunner
 from tests.ayf_core.trainings import training_settings
 
@@ -25,7 +26,7 @@ def slope(network, batch, random, step, monitor=False):
 def runner(tmp_path, learning_rate=None, **settings):
     network = nn.Linear(1, 1, bias=False)
     phase = Phase(name="student", network=network, objective=slope, learning_rate=learning_rate)
-    return PhaseRunner(phase, training_settings(**settings), LocalContext(tmp_path), "none")
+    return PhaseRunner(phase, training_settings(**settings), LocalContext(tmp_path), LoopOptions())
 
 
 def update(phase, step, x=1.0):
