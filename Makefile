@@ -14,7 +14,7 @@ STAMP := $(VENV)/.installed
 RUN := PATH="$(BIN):$$PATH" VIRTUAL_ENV="$(BIN:/bin=)" PYTHONNOUSERSITE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo repro test test-fast mutants lint format ui bench clean
+.PHONY: help install demo repro test test-fast mutants lint format ui bench bench-gpu clean
 
 help: ## list these commands
 	@echo "make TARGET, where TARGET is"
@@ -70,6 +70,15 @@ bench: $(STAMP) ## run the benchmarks, each against a named baseline
 	@set -e; for file in benchmarks/[a-z]*.py; do \
 	  [ -e "$$file" ] || { echo "There are no benchmarks here yet."; exit 1; }; \
 	  echo "== $$file"; $(RUN) python "$$file" $(ARGS); done
+
+bench-gpu: $(STAMP) ## measure a GPU: its use by a step, what a step costs, encoding, and the tests that need one
+	@$(RUN) python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("There is no CUDA device here: make bench measures the CPU.")'
+	@$(RUN) python benchmarks/device_use.py $(ARGS)
+	@$(RUN) python benchmarks/device_use.py --compile $(ARGS)
+	@for precision in float32 bfloat16; do \
+	  $(RUN) python benchmarks/step_cost.py --device cuda --networks mlp dit dit_256_tokens dit_4096_tokens --precision $$precision || exit 1; done
+	@$(RUN) python benchmarks/encoding.py
+	@$(RUN) $(PYTEST) -m gpu
 
 clean: ## remove scratch, outputs and tool caches (keeps .venv, the MLflow store and DVC's cache)
 	rm -rf runs models reports data/latents build dist ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

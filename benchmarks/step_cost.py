@@ -1,13 +1,15 @@
 """What one distillation step costs, per objective and back end, in plain flow-matching steps of the same network.
 
-    python benchmarks/step_cost.py [--networks mlp dit ...] [--repeats 15] [--device cpu|cuda]
+    python benchmarks/step_cost.py [--networks mlp dit ...] [--repeats 15] [--device cpu|cuda] [--precision bfloat16]
+        [--compile] [--rows 'EMD dual' 'LMD dual']
 
 Baseline: one optimiser step of flow matching (forward, backward, Adam) of the same network on the same batch. An
 objective's row is one optimiser step with a teacher that costs nothing (the derivative engine alone), with a teacher
 of the student's size, and with autoguidance by that teacher and a weak one of half the width. Repetitions alternate
 over all rows in one process, so that a machine that gets busy slows all; a figure is the median over repetitions of
 the ratio within a repetition, quartiles in brackets. Time is this process's CPU time, one thread; on CUDA it is the
-wall time between synchronisations. "memory" is the peak of what a step allocates, in that of the baseline.
+wall time between synchronisations. With --compile, baseline and teachers are compiled too. "memory" is the peak of what
+a step allocates, in that of the baseline.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +33,13 @@ from ayf_core.objectives.eulerian import EulerianDistillation
 from ayf_core.objectives.flow_matching import FlowMatching
 from ayf_core.objectives.lagrangian import LagrangianDistillation
 from ayf_core.objectives.tangent import TangentSettings
+from ayf_core.precision import PRECISIONS, compute_in, matrix_products
 from ayf_core.randomness import StepRandom
 from ayf_core.tangents.engines import value_and_derivative
 from ayf_core.tangents.points import Point, eulerian_direction
 from ayf_core.times import IntervalLaw, LogitNormalTime
 from ayf_core.training.memory import peak_bytes
+from ayf_core.training.running import run_network
 from ayf_core.velocity import Autoguidance, NetworkVelocity, VelocityField
 
 
@@ -73,6 +77,27 @@ METHODS = {
 }
 BASELINE = ("flow matching", "")
 CALLS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How every network here is computed."""
+
+    device: str
+    precision: str
+    compiled: bool
+
+    def made(self, spec: NetworkSpec) -> MeanVelocityNetwork:
+        """A network without the zero-initialised layers of a fresh one."""
+        network = build_network(spec)
+        for parameter in network.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
+        compute_in(self.precision, network)
+        run_network(network.to(self.device), compiled=self.compiled)
+        return network
+
+
 Timed = dict[tuple[str, str], Callable[[], object]]
 
 
@@ -88,20 +113,11 @@ class FreeVelocity:
         return self.velocity
 
 
-def randomised(spec: NetworkSpec, device: str) -> MeanVelocityNetwork:
-    """A network without the zero-initialised layers of a fresh one."""
-    network = build_network(spec)
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
-    return network.to(device)
-
-
-def optimiser_step(spec: NetworkSpec, objective: Objective, batch: Batch, device: str) -> Callable[[], None]:
+def optimiser_step(spec: NetworkSpec, objective: Objective, batch: Batch, way: Way) -> Callable[[], None]:
     """One whole step of a network of its own, ready to be called again and again."""
-    network = randomised(spec, device)
+    network = way.made(spec)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
-    random = StepRandom(0, 0, len(batch.x), device=device)
+    random = StepRandom(0, 0, len(batch.x), device=way.device)
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -111,29 +127,30 @@ def optimiser_step(spec: NetworkSpec, objective: Objective, batch: Batch, device
     return step
 
 
-def cases(spec: NetworkSpec, size: int, device: str) -> Timed:
+def cases(spec: NetworkSpec, size: int, way: Way, rows: Collection[str] = tuple(METHODS)) -> Timed:
     """What is timed, by row and teacher."""
+    device = way.device
     x = torch.randn(size, *spec.shape, device=device)
     batch = Batch(x, Condition(labels=torch.zeros(size, dtype=torch.long, device=device)))
     plain = dataclasses.replace(spec, interval=False)
-    strong = NetworkVelocity(randomised(plain, device))
-    weak = NetworkVelocity(
-        randomised(dataclasses.replace(plain, settings={**spec.settings, "width": spec.settings["width"] // 2}), device)
-    )
+    strong = NetworkVelocity(way.made(plain).requires_grad_(False))
+    half = dataclasses.replace(plain, settings={**spec.settings, "width": spec.settings["width"] // 2})
+    weak = NetworkVelocity(way.made(half).requires_grad_(False))
     guided = Autoguidance(strong, weak)
     teachers: dict[str, VelocityField] = {"free teacher": FreeVelocity(x), "teacher": strong, "autoguidance": guided}
-    network = randomised(spec, device)
+    network = way.made(spec)
     point = Point(x, *TIMES.sample(StepRandom(0, 0, size, device=device)), batch.condition)
     times = LogitNormalTime(mean=0.0, std=1.0)
     matching = FlowMatching(time_law=times, conditions=spec.conditions, label_dropout=0.0)
     timed: Timed = {
-        BASELINE: optimiser_step(spec, matching, batch, device),
+        BASELINE: optimiser_step(spec, matching, batch, way),
         ("forward", ""): torch.no_grad()(lambda: network(*point)),
         ("jvp", ""): torch.no_grad()(
             lambda: value_and_derivative(network, point, eulerian_direction(point, x), "dual")
         ),
     }
-    for row, (kind, backend) in METHODS.items():
+    for row in rows:
+        kind, backend = METHODS[row]
         for column, teacher in teachers.items():
             law = Autoguided(scale_min=1.0, scale_max=2.0) if teacher is guided else None
             objective = kind(
@@ -145,7 +162,7 @@ def cases(spec: NetworkSpec, size: int, device: str) -> Timed:
                 steps=1000,
             )
             student = dataclasses.replace(spec, guidance=law is not None)
-            timed[row, column] = optimiser_step(student, objective, batch, device)
+            timed[row, column] = optimiser_step(student, objective, batch, way)
     return timed
 
 
@@ -168,13 +185,14 @@ def peak_memory(call: Callable[[], object], device: str) -> int:
     return peak_bytes(call, torch.device(device))
 
 
-def measure(name: str, repeats: int, device: str) -> None:
+def measure(name: str, repeats: int, way: Way, rows: Collection[str]) -> None:
     spec, size = NETWORKS[name]
-    timed = cases(spec, size, device)
+    device = way.device
+    timed = cases(spec, size, way, rows)
     peaks = {key: peak_memory(call, device) for key, call in timed.items()}
     runs = [{key: seconds(call, device) for key, call in timed.items()} for _ in range(repeats)]
     base = statistics.median(run[BASELINE] for run in runs)
-    print(f"{name}, batch {size}, {device}: a flow-matching step takes {1000 * base:.2f} ms")
+    print(f"{name}, batch {size}, {way}: a flow-matching step takes {1000 * base:.2f} ms")
     for key in timed:
         low, middle, high = statistics.quantiles([run[key] / run[BASELINE] for run in runs], n=4)
         memory = peaks[key] / peaks[BASELINE]
@@ -186,8 +204,13 @@ if __name__ == "__main__":
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=DEFAULT)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rows", nargs="+", choices=list(METHODS), default=list(METHODS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for network_name in arguments.networks:
-        measure(network_name, arguments.repeats, arguments.device)
+        with matrix_products(arguments.precision):
+            way = Way(arguments.device, arguments.precision, arguments.compile)
+            measure(network_name, arguments.repeats, way, arguments.rows)

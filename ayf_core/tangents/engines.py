@@ -53,13 +53,12 @@ def value_and_derivative(
     # Where the network is spread over workers they have to call it equally often: a part without samples is given one.
     order = torch.cat([(~diagonal).nonzero(), diagonal.nonzero()]).flatten()
     count = int((~diagonal).sum())
-    moving, still = (part if len(part) else order[:1] for part in (order[:count], order[count:]))
-    device = point.x.device
-    value, derivative = engine(network, point.rows(moving.to(device)), direction.rows(moving.to(device)))
-    parts = value[:count], network(*point.rows(still.to(device)))[: len(order) - count]
-    back = order.argsort().to(device)
+    parts = (part if len(part) else order[:1] for part in (order[:count], order[count:]))
+    moving, still, back = (rows.to(point.x.device, non_blocking=True) for rows in (*parts, order.argsort()))
+    value, derivative = engine(network, point.rows(moving), direction.rows(moving))
+    values = value[:count], network(*point.rows(still))[: len(order) - count]
     zeros = derivative.new_zeros(len(order) - count, *derivative.shape[1:])
-    return torch.cat(parts)[back], torch.cat([derivative[:count], zeros])[back]
+    return torch.cat(values)[back], torch.cat([derivative[:count], zeros])[back]
 
 
 def unwrap(network: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ from tests.ayf_core.trainings import training_settings
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 STEPS = 8
 TANGENT = TangentSettings(
-    backend="split",
+    backend="dual",
     warmup_max=0.99,
     warmup_fraction=0.5,
     normalise=True,
@@ -36,16 +36,7 @@ TANGENT = TangentSettings(
 )
 
 
-@pytest.fixture(autouse=True)
-def exact_sums():
-    """Full float32 in matrix products, and kernels that give the same bytes twice."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def trainer_of(folder, device, steps=STEPS):
+def trainer_of(folder, device, steps=STEPS, precision="float32", **options):
     """A distillation of a Gaussian's exact velocity."""
     torch.manual_seed(0)
     kind = {"width": 16, "depth": 2, "activation": "silu"}
@@ -64,15 +55,15 @@ def trainer_of(folder, device, steps=STEPS):
         steps=steps,
         guidance=None,
     )
-    settings = training_settings(steps=steps, batch_size=16, learning_rate=1e-3)
+    settings = training_settings(steps=steps, batch_size=16, learning_rate=1e-3, precision=precision)
     phase = Phase(name="student", network=network, objective=objective)
     averages = FollowAverages(network, settings, context, snapshots=1)
-    options = LoopOptions(log_every=100, checkpoint_every=4)
-    return Trainer([phase], data, settings, context, [averages], seed=3, options=options)
+    loop = LoopOptions(log_every=100, checkpoint_every=4, **options)
+    return Trainer([phase], data, settings, context, [averages], seed=3, options=loop)
 
 
 def weights(trainer):
-    return {name: value.cpu() for name, value in trainer.phases[0].network.state_dict().items()}
+    return {name: value.cpu().clone() for name, value in trainer.phases[0].network.state_dict().items()}
 
 
 @pytest.mark.gpu
@@ -97,6 +88,49 @@ def test_a_training_that_goes_on_from_a_checkpoint_gives_the_same_bytes(tmp_path
     again.fit()
     for name, value in weights(whole).items():
         assert torch.equal(weights(again)[name], value), name
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_each_precision_ends_near_float32_of_the_cpu(tmp_path, device, precision):
+    exact, low = trainer_of(tmp_path / "exact", "cpu"), trainer_of(tmp_path / "low", device, precision=precision)
+    start = weights(exact)
+    exact.fit()
+    low.fit()
+    away = sum(float((weights(low)[name] - value).norm()) for name, value in weights(exact).items())
+    moved = sum(float((start[name] - value).norm()) for name, value in weights(exact).items())
+    assert away < 0.1 * moved
+    assert {value.dtype for value in weights(low).values()} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [{"compile": True}, {"activation_checkpointing": True}, {"micro_batch": "auto"}])
+def test_how_a_training_runs_does_not_change_where_it_ends(tmp_path, options):
+    plain, other = trainer_of(tmp_path / "plain", "cuda"), trainer_of(tmp_path / "other", "cuda", **options)
+    plain.fit()
+    other.fit()
+    torch.testing.assert_close(weights(other), weights(plain), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("cpu", "cpu"),
+        pytest.param(("cpu", "cuda"), marks=pytest.mark.gpu),
+        pytest.param(("cuda", "cpu"), marks=pytest.mark.gpu),
+    ],
+)
+def test_a_checkpoint_goes_from_one_device_to_another(tmp_path, way):
+    first, second = way
+    whole = trainer_of(tmp_path / "whole", "cpu")
+    whole.fit()
+    begun = trainer_of(tmp_path / "moved", first)
+    begun.context.stop_asked = lambda: begun.step == 5
+    with pytest.raises(Preempted):
+        begun.fit()
+    again = trainer_of(tmp_path / "moved", second)
+    again.fit()
+    torch.testing.assert_close(weights(again), weights(whole), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.gpu
