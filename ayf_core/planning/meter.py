@@ -13,22 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 
-def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
+@shape_wrapper
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
 
 
-def _attention_backward_flops(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> int:
-    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+@shape_wrapper
+def _attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 ATTENTION_FLOPS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-"""What torch's own table of formulas lacks: attention on a CPU, counted as torch counts it on a GPU."""
+"""By operation, called with shapes: what torch's own table of formulas lacks: attention on a CPU, counted as torch counts it on a GPU."""
 
 
 class Operation(NamedTuple):
@@ -82,7 +84,7 @@ class StepMeter(TorchDispatchMode):
 
     @contextmanager
     def counted_as(self, part: str, without_graph: str | None = None) -> Iterator[None]:
-        """What is made inside belongs to a part; what is made there without a graph, to another one if that is named."""
+        """What is made inside belongs to a part; what is made there without a graph, to another if one is named."""
         before = self.part, self.part_without_graph
         self.part, self.part_without_graph = part, without_graph
         try:

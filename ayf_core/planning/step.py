@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +32,16 @@ from ayf_core.training.phases import Phase, PhaseRunner
 from ayf_core.training_settings import TrainingSettings
 
 PARTS = ("weights", "gradients", "optimiser", "averages", "frozen", "activations", "tangents", "backward", "other")
-"""What memory is held for. `frozen`: networks that are not trained, and their passes. `activations`: what a forward pass
-keeps and makes. `tangents`: what is made without a graph beside it, such as the derivative. `backward`: what the backward
-pass makes besides gradients of weights. `other`: the batch, and what clipping and averaging make for a moment."""
+"""What memory is held for. `frozen`: networks that are not trained, and their passes. `activations`: what a forward
+pass keeps and makes. `tangents`: what is made without a graph beside it, such as the derivative. `backward`: what the
+backward pass makes besides gradients of weights. `other`: the batch, and what clipping and averaging make for a moment.
+"""
+
+BUCKETS, GATHERED = "buckets", "gathered"
+"""What several workers need besides: room to bring gradients together; the weights of the blocks that compute."""
 
 _MOST_OPERATIONS = 60_000
-"""Of one step that is taken whole; a longer one (attention in chunks of a large batch) is extrapolated from small batches."""
+"""Of a step that is taken whole. A longer one (attention in chunks, a large batch) is extrapolated from small ones."""
 _FEW, _TWICE = 8, 16
 _FEW_REAL, _TWICE_REAL = 4, 8
 """Multiples of the four neighbours that a discriminator compares."""
@@ -71,7 +74,7 @@ class Planned:
         """Any batch of so many samples."""
         x = torch.randn(rows, *self.shape, device=device)
         zeros = torch.zeros(rows, dtype=torch.int64, device=device)
-        return Batch(x, Condition({name: zeros for name in self.conditions}))
+        return Batch(x, Condition(dict.fromkeys(self.conditions, zeros)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class StepCost:
         flops: of matrix products, convolutions and attention.
         memory: bytes by part, in the instant at which most are held.
         state: bytes that a checkpoint holds, by part (weights, optimiser, averages), of all phases.
-        shared: share of that which sharded training cuts: the networks that are large.
+        model: bytes of the network that the first phase trains.
+        shared: share of the state that sharded training cuts: that of the networks that are large.
         gathered: bytes that it puts together again for a moment.
         operations: that are no mere views.
         exact: false where the step was extrapolated from smaller ones.
@@ -95,6 +99,7 @@ class StepCost:
     flops: float
     memory: Mapping[str, float]
     state: Mapping[str, int]
+    model: int
     shared: float
     gathered: int
     operations: Sequence[Operation] = field(repr=False)
@@ -105,6 +110,24 @@ class StepCost:
     def peak(self) -> float:
         """Bytes in the instant at which most are held."""
         return sum(self.memory.values())
+
+    def on_workers(self, workers: int, sharded: bool, micro_batches: int = 1) -> dict[str, float]:
+        """Memory of each of several workers, bytes by part, if the step is what each of them does.
+
+        Without sharding every worker holds everything, and DistributedDataParallel a bucket for each gradient. Sharded,
+        it holds its piece of the large networks, and for a moment a block's weights and those of the next (FSDP2);
+        gradients that wait for the last micro-batch are whole.
+        """
+        memory = dict(self.memory)
+        if workers == 1:
+            return memory
+        if not sharded:
+            return memory | {BUCKETS: float(self.state["weights"])}
+        left = 1 - self.shared + self.shared / workers
+        cut = ("weights", "optimiser", "averages", *(("gradients",) if micro_batches == 1 else ()))
+        return {part: size * left if part in cut else size for part, size in memory.items()} | {
+            GATHERED: float(self.gathered)
+        }
 
 
 class StepRunner:
@@ -182,7 +205,7 @@ def _with_fake_tensors(planned: Planned, rows: int, micro_batches: int) -> StepC
 def _staying(trained: Trained) -> Trained:
     """The same networks, made where they shall be: `to` fails on a fake tensor that somebody refers to weakly."""
     for network in (*(phase.network for phase in trained.phases), *trained.frozen):
-        network.to = lambda *_, network=network, **__: network  # type: ignore[method-assign,assignment,misc]
+        network.to = lambda *_, network=network, **__: network  # type: ignore[method-assign]
     return trained
 
 
@@ -215,6 +238,7 @@ def _taken(
         flops=meter.flops * micro_batches / taken,
         memory={part: float(meter.peak.get(part, 0)) for part in PARTS},
         state=state,
+        model=_bytes(first),
         shared=sum(map(_bytes, large)) / max(1, sum(_bytes(phase.network) for phase in trained.phases)),
         gathered=sum(_gathered(network) for network in large),
         operations=meter.operations,
@@ -237,6 +261,29 @@ def _sort(runner: StepRunner, trained: Trained, meter: StepMeter) -> None:
                 )
     for average in runner.averages.averages.values():
         meter.assign(average.values(), "averages")
+
+
+def flops_of(call: Callable[[], object]) -> tuple[float, float]:
+    """FLOPs of a call without gradients, and the bytes in the instant at which most are held.
+
+    Raises:
+        AyfError: what is called does not run, neither with fake tensors nor with real ones.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    failure: Exception | None = None
+    for mode in (FakeTensorMode(allow_non_fake_inputs=True), nullcontext()):
+        meter = StepMeter()
+        try:
+            with mode, meter, torch.no_grad():
+                call()
+            return meter.flops, float(sum(meter.peak.values()))
+        except AyfError:
+            raise
+        except Exception as error:
+            failure = error
+    assert failure is not None
+    raise AyfError(f"a pass fails with {type(failure).__name__}: {first_line(failure)}")
 
 
 def _watched(phase: Phase, meter: StepMeter) -> Phase:

@@ -1,6 +1,5 @@
 """How long a step takes: measured on this machine by taking it, or from a card's data sheet."""
 
-import statistics
 import time
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from ayf_core.training.context import LocalContext
 
 _FIRST_ROWS = 4
 """Multiples of the neighbours that a discriminator compares."""
-_FEWEST_REPEATS = 3
+_REPEATS, _MOST_REPEATS = 4, 100
 
 
 class Timing(NamedTuple):
@@ -26,25 +25,26 @@ class Timing(NamedTuple):
     rows: int
 
 
-def measured_step(planned: Planned, rows: int, device: torch.device | str = "cpu", seconds: float = 2.0) -> Timing:
-    """A step of `rows` samples in one pass, timed here for about so many seconds.
+def measured_step(planned: Planned, rows: int, device: torch.device | str = "cpu", seconds: float = 1.5) -> Timing:
+    """A step of `rows` samples in one pass: the quickest of those that fit into about so many seconds here.
 
-    Where a few such steps take longer, steps of fewer samples are timed, and the time is scaled by their number.
+    Where a few such steps take longer, steps of fewer samples are timed, and the time is scaled by their number. The
+    quickest, because other work on the machine makes a step slower and never quicker.
     """
     with TemporaryDirectory() as folder, torch.random.fork_rng():
         context = LocalContext(Path(folder), device)
-        trained = planned.build()
-        runner = StepRunner(planned, trained, context, partial(StepRandom, 0, 0, device=device))
+        runner = StepRunner(planned, planned.build(), context, partial(StepRandom, 0, 0, device=device))
         few = min(_FIRST_ROWS, rows)
-        _timed(planned, runner, few, context.device)
-        each = _timed(planned, runner, few, context.device) / few
-        affordable = int(seconds / (_FEWEST_REPEATS + 1) / each) // _FIRST_ROWS * _FIRST_ROWS
+        _timed(planned, runner, few, context.device)  # warms up
+        first = _timed(planned, runner, few, context.device)
+        affordable = int(few * seconds / first / _REPEATS) // _FIRST_ROWS * _FIRST_ROWS
         some = min(rows, max(few, affordable))
-        _timed(planned, runner, some, context.device)
-        taken: list[float] = []
-        while len(taken) < _FEWEST_REPEATS or sum(taken) < seconds / 2:
+        taken = [first] if some == few else []
+        if not taken:
+            _timed(planned, runner, some, context.device)
+        while not taken or (len(taken) < _MOST_REPEATS and sum(taken) < seconds):
             taken.append(_timed(planned, runner, some, context.device))
-    return Timing(statistics.median(taken) * rows / some, some)
+    return Timing(min(taken) * rows / some, some)
 
 
 def _timed(planned: Planned, runner: StepRunner, rows: int, device: torch.device) -> float:

@@ -1,1 +1,1 @@
-"""What the chain will cost on a runtime, before it starts: `ayf plan`, and a warning where memory or disk will not do."""
+"""What the chain will cost on a runtime, before it starts, and a warning where memory or disk will not do."""

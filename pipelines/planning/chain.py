@@ -61,7 +61,9 @@ class Chain:
             AyfError: the codec does not suit the data, or a pretrained one cannot be read.
         """
         codec = _codec(config, data)
-        return cls(config, data, codec, Latents(tuple(codec.latent_shape(data.shape)), data.num_classes), remote_teachers)
+        return cls(
+            config, data, codec, Latents(tuple(codec.latent_shape(data.shape)), data.num_classes), remote_teachers
+        )
 
     def trainings(self) -> dict[str, Planned]:
         """All of them, in the order in which they run."""
@@ -73,10 +75,18 @@ class Chain:
             found["train_features"] = self._features_training
         found["train_teacher"] = partial(self._teacher_training, config.teacher, "teacher")
         found["train_weak_teacher"] = partial(self._teacher_training, config.weak_teacher, "weak_teacher")
-        for stage, names in (("distill", config.distill.objectives), ("train_flow_map", config.distill.without_teacher)):
+        for stage, names in (
+            ("distill", config.distill.objectives),
+            ("train_flow_map", config.distill.without_teacher),
+        ):
             found |= {f"{stage}@{name}": partial(self._student_training, name) for name in names}
         found["finetune_adversarial"] = self._adversarial_training
         return {name: make() for name, make in found.items()}
+
+    def fake_codec(self) -> Any:
+        """The codec, where tensors are fake: one that is trained here is made anew."""
+        choice: Any = self.config.codec.build()
+        return choice.make(self.data.shape) if choice.needs_training else self.codec
 
     def network(self, model: str) -> MeanVelocityNetwork:
         """A model of the chain, as `evaluation.models` calls it, freshly built."""
