@@ -16,12 +16,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
 
 
-@shape_wrapper
 def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-@shape_wrapper
 def _attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_backward_flop_count(gradient, query, key, value)
 
@@ -30,7 +28,8 @@ ATTENTION_FLOPS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-"""By operation, called with shapes: what torch's own table of formulas lacks: attention on a CPU, counted as torch counts it on a GPU."""
+"""Called with shapes: what torch's own table of formulas lacks, attention on a CPU, counted as torch does on a GPU."""
+_FORMULAS = {**flop_registry, **{operation: shape_wrapper(formula) for operation, formula in ATTENTION_FLOPS.items()}}
 
 
 class Operation(NamedTuple):
@@ -55,6 +54,7 @@ class StepMeter(TorchDispatchMode):
         part: what new tensors are counted as; `part_without_graph`, where one is set, if they are made without a graph.
         operations: since `begin`.
         peak: bytes held by part in the instant since `begin` at which most were held.
+        instants: bytes held by part after each of the operations.
     """
 
     def __init__(self, most_operations: int | None = None) -> None:
@@ -63,6 +63,7 @@ class StepMeter(TorchDispatchMode):
         self.part_without_graph: str | None = None
         self.operations: list[Operation] = []
         self.peak: dict[str, int] = {}
+        self.instants: list[dict[str, int]] = []
         self._most = most_operations
         self._live: Counter[str] = Counter()
         self._held: dict[int, _Held] = {}
@@ -74,7 +75,7 @@ class StepMeter(TorchDispatchMode):
 
     def begin(self) -> None:
         """Forget the operations and the peak so far; what is held stays."""
-        self.operations = []
+        self.operations, self.instants = [], []
         self._peak_total = 0
         self._note_peak()
 
@@ -113,6 +114,7 @@ class StepMeter(TorchDispatchMode):
         if any(fresh) or func._schema.is_mutable:
             read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             self.operations.append(_operation(func, args, kwargs, result, read, made))
+            self.instants.append(dict(self._live))
             if self._most is not None and len(self.operations) > self._most:
                 raise TooManyOperations
         return result
@@ -152,12 +154,8 @@ class _Held:
 
 
 def _operation(func: Any, args: Any, kwargs: Any, result: Any, read: list[Tensor], made: list[Tensor]) -> Operation:
-    kind = func._overloadpacket
-    if kind in ATTENTION_FLOPS:
-        flops = ATTENTION_FLOPS[kind](*args, **kwargs)
-    else:
-        formula = flop_registry.get(kind)
-        flops = formula(*args, **kwargs, out_val=result) if formula else 0
+    formula = _FORMULAS.get(func._overloadpacket)
+    flops = formula(*args, **kwargs, out_val=result) if formula else 0
     moved = sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in (*read, *made))
     first = next((x.dtype for x in read if x.is_floating_point()), torch.float32)
     return Operation(flops, moved, str(first).removeprefix("torch."))

@@ -90,7 +90,8 @@ class StepCost:
         model: bytes of the network that the first phase trains.
         shared: share of the state that sharded training cuts: that of the networks that are large.
         gathered: bytes that it puts together again for a moment.
-        operations: that are no mere views.
+        operations: that are no mere views; instants: bytes held by part after each of them.
+        scale: how many times as long as these operations the step is.
         exact: false where the step was extrapolated from smaller ones.
     """
 
@@ -103,6 +104,7 @@ class StepCost:
     shared: float
     gathered: int
     operations: Sequence[Operation] = field(repr=False)
+    instants: Sequence[Mapping[str, int]] = field(repr=False)
     scale: float = 1.0
     exact: bool = True
 
@@ -242,6 +244,7 @@ def _taken(
         shared=sum(map(_bytes, large)) / max(1, sum(_bytes(phase.network) for phase in trained.phases)),
         gathered=sum(_gathered(network) for network in large),
         operations=meter.operations,
+        instants=meter.instants,
         scale=micro_batches / taken,
     )
 
@@ -309,16 +312,24 @@ def _watch_frozen(trained: Trained, meter: StepMeter) -> None:
 
 
 def _extrapolated(small: StepCost, large: StepCost, few: int, more: int, rows: int) -> StepCost:
-    """The cost for `rows`, where a step of `few` costs `small` and one of `more` costs `large`: linear in the rows."""
+    """The cost for `rows`, where a step of `few` costs `small` and one of `more` costs `large`.
+
+    What is held in an instant is linear in the rows, and so the peak is the largest of the lines' ends; where the two
+    steps do not do the same operations, the peak itself is taken for linear.
+    """
 
     def line(low: float, high: float) -> float:
         return max(0.0, low + (high - low) * (rows - few) / (more - few))
 
+    alike = len(small.instants) == len(large.instants)
+    pairs = zip(small.instants, large.instants, strict=True) if alike else [(small.memory, large.memory)]
+    ends = ({part: line(a.get(part, 0), b.get(part, 0)) for part in PARTS} for a, b in pairs)
+    flops = line(small.flops, large.flops)
     return dataclasses.replace(
         large,
-        flops=line(small.flops, large.flops),
-        memory={part: line(small.memory[part], large.memory[part]) for part in PARTS},
-        scale=large.scale * line(small.flops, large.flops) / max(1.0, large.flops),
+        flops=flops,
+        memory=max(ends, key=lambda memory: sum(memory.values())),
+        scale=large.scale * flops / max(1.0, large.flops),
         exact=False,
     )
 

@@ -120,8 +120,8 @@ def _sums(made: Plan) -> Iterator[str]:
     yield f"all: {known} of a device{more}, {size(made.disk_kept)} on disk"
     if made.device.hardware is not None:
         yield (
-            f"seconds assume {MATRIX_FRACTION:.0%} of the data sheet's rate for matrix products, {BANDWIDTH_FRACTION:.0%} "
-            "of its bandwidth for all else, and workers that do not wait for each other"
+            f"seconds assume {MATRIX_FRACTION:.0%} of the data sheet's rate for matrix products, "
+            f"{BANDWIDTH_FRACTION:.0%} of its bandwidth for all else, and workers that do not wait for each other"
         )
     for source in sorted({each.source for each in made.trainings} - {""}):
         stages = [each.stage for each in made.trainings if each.source == source]
