@@ -167,17 +167,23 @@ class StepRunner:
         self.averages.update(self.step)
 
 
-def step_cost(planned: Planned, rows: int, micro_batches: int = 1) -> StepCost:
+def step_cost(planned: Planned, rows: int, micro_batches: int = 1, *, never_real: bool = False) -> StepCost:
     """One step of `micro_batches` forward and backward passes of `rows` samples each.
+
+    Args:
+        never_real: take no step with real tensors, which costs the memory of the networks.
 
     Raises:
         AyfError: the network cannot take such a step, with fake tensors or real ones.
+        Exception: with `never_real`, whatever a network raises that fake tensors do not pass through.
     """
     try:
         return _with_fake_tensors(planned, rows, micro_batches)
     except AyfError:
         raise
     except Exception as error:
+        if never_real:
+            raise
         logging.getLogger(__name__).info("a step with fake tensors fails (%s): taken for real", first_line(error))
     try:
         if rows <= _TWICE_REAL:

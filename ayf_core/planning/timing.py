@@ -60,11 +60,12 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def expected_step(cost: StepCost, hardware: Hardware) -> float:
+def expected_step(cost: StepCost, hardware: Hardware, compiled: bool = False) -> float:
     """Seconds of a step on a card, from its data sheet and the fractions assumed beside it.
 
-    Operation by operation, the longer of arithmetic and memory; and no less than the host needs to give them out.
+    Operation by operation, the longer of arithmetic and memory; and no less than the host needs to give them out, which
+    a compiled step does not wait for.
     """
     tf32 = torch.get_float32_matmul_precision() != "highest"
     on_device = sum(hardware.seconds(flops, moved, kind, tf32) for flops, moved, kind in cost.operations)
-    return cost.scale * max(on_device, LAUNCH_SECONDS * len(cost.operations))
+    return cost.scale * max(on_device, 0.0 if compiled else LAUNCH_SECONDS * len(cost.operations))

@@ -85,7 +85,6 @@ def params_check() -> None:
     from pipelines.settings.params_file import differences, from_preset, named_preset
     from pipelines.settings.places import project_root
     from pipelines.settings.reading import read_config
-    from pipelines.settings.runtime import load_runtime
 
     root = project_root()
     config, problems = read_config(root)
@@ -97,7 +96,7 @@ def params_check() -> None:
     preset = named_preset(root)
     count = len(differences(from_preset(root, preset), config))
     click.echo(f"params.yaml is valid: preset {preset}" + (f", {_settings(count)} changed" if count else ""))
-    for line in remembered(root, config, load_runtime(root)):
+    for line in remembered(root, config):
         click.echo(f"warning: {line}", err=True)
 
 

@@ -58,6 +58,8 @@ def plan(assignments: tuple[str, ...], as_json: bool, no_measure: bool) -> None:
         click.echo(json.dumps({**made.to_dict(), "problems": problems}, indent=2))
     else:
         _show(made)
+        if runtime.hardware is None and (runtime.mode == "slurm" or runtime.address is not None):
+            click.echo("this is the machine here: name a card of the cluster's, such as hardware=h100")
         for line in problems:
             click.echo(f"warning: {line}", err=True)
     if problems:

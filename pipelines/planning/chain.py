@@ -88,6 +88,13 @@ class Chain:
         choice: Any = self.config.codec.build()
         return choice.make(self.data.shape) if choice.needs_training else self.codec
 
+    @property
+    def codec_bytes(self) -> int:
+        """Of the codec's weights, where models carry a copy of it."""
+        if not self.config.codec.build().needs_training:
+            return 0
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.codec.parameters())
+
     def network(self, model: str) -> MeanVelocityNetwork:
         """A model of the chain, as `evaluation.models` calls it, freshly built."""
         config = self.config

@@ -148,6 +148,7 @@ class Plan:
             "device": {"title": self.device.title, "memory": self.device.memory},
             "trainings": [each.to_dict() for each in self.trainings],
             "passes": [each.to_dict() for each in self.passes],
+            "disk_kept": self.disk_kept,
         }
 
     @property
@@ -170,28 +171,40 @@ def plan(chain: Chain, runtime: RuntimeConfig, *, measure: bool, tell: Callable[
     trainings = []
     for stage, planned in chain.trainings().items():
         tell(stage)
-        trainings.append(estimate(stage, planned, runtime, device, measure=measure))
+        trainings.append(estimate(stage, planned, runtime, device, measure=measure, codec_bytes=chain.codec_bytes))
     tell("encode_latents, evaluate")
     passes = list(_passes(chain, device, {each.stage: each for each in trainings}))
     return Plan(device, trainings, passes)
 
 
 def estimate(
-    stage: str, planned: Planned, runtime: RuntimeConfig, device: Device, *, measure: bool
+    stage: str,
+    planned: Planned,
+    runtime: RuntimeConfig,
+    device: Device,
+    *,
+    measure: bool,
+    codec_bytes: int = 0,
+    never_real: bool = False,
 ) -> TrainingEstimate:
     """One training.
+
+    Args:
+        codec_bytes: of the codec that a model's folder holds a copy of.
+        never_real: see `step_cost`.
 
     Raises:
         AyfError: the network cannot take a step, or there are more workers than samples in a batch.
     """
     settings = planned.settings
-    rows, count, cost, memory = _fitted(planned, runtime, device)
+    rows, count, cost, memory = _fitted(planned, runtime, device, never_real)
     seconds, source = _seconds(planned, cost, rows, count, runtime, device) if measure else (None, "not measured")
     if device.hardware is not None:
-        seconds, source = expected_step(cost, device.hardware), f"from the data sheet of {runtime.hardware}"
+        compiled = bool(getattr(runtime, "compile", False))
+        seconds, source = expected_step(cost, device.hardware, compiled), f"from the data sheet of {runtime.hardware}"
     teachers = runtime.teacher_workers if stage.startswith(("distill@", "finetune_adversarial")) else 0
     snapshots = SNAPSHOTS * len(settings.ema_stds) * cost.model
-    output = cost.model + (0 if stage in ("train_codec", "train_features") else snapshots)
+    output = cost.model + (0 if stage in ("train_codec", "train_features") else snapshots + codec_bytes)
     return TrainingEstimate(
         stage=stage,
         parameters=cost.parameters,
@@ -214,14 +227,16 @@ def estimate(
     )
 
 
-def _fitted(planned: Planned, runtime: RuntimeConfig, device: Device) -> tuple[int, int, StepCost, dict[str, float]]:
+def _fitted(
+    planned: Planned, runtime: RuntimeConfig, device: Device, never_real: bool
+) -> tuple[int, int, StepCost, dict[str, float]]:
     """Rows and number of micro-batches, the step's cost, its memory; of `micro_batch: auto`, the largest that fits."""
     wanted: Any = runtime.micro_batch
     largest = None if wanted == "auto" else wanted
     while True:
         parts = micro_batches_of(planned.settings.batch_size, runtime.workers, 0, largest)
         rows = max(part.rows.stop - part.rows.start for part in parts)
-        cost = step_cost(planned, rows, len(parts))
+        cost = step_cost(planned, rows, len(parts), never_real=never_real)
         memory = cost.on_workers(runtime.workers, runtime.sharding == "full", len(parts))
         if wanted != "auto" or rows == 1 or sum(memory.values()) <= device.memory:
             return rows, len(parts), cost, memory

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ayf_core.errors import AyfError
 from ayf_core.files import read_json, write_whole
 
 if TYPE_CHECKING:
@@ -88,11 +89,14 @@ def remember(root: Path, config: Config, runtime: RuntimeConfig, complaints: Seq
     write_whole(_file(root), json.dumps({"of": _digest(config, runtime), "complaints": list(complaints)}) + "\n")
 
 
-def remembered(root: Path, config: Config, runtime: RuntimeConfig) -> list[str]:
-    """What the last `ayf plan` of these very settings found; nothing if it was of others."""
+def remembered(root: Path, config: Config) -> list[str]:
+    """What the last `ayf plan` of these very settings and the present runtime found; nothing if it was of others."""
+    from pipelines.settings.runtime import load_runtime
+
     try:
         found: Any = read_json(_file(root))
-    except (OSError, ValueError):
+        runtime = load_runtime(root)
+    except (OSError, ValueError, AyfError):
         return []
     if not isinstance(found, Mapping) or found.get("of") != _digest(config, runtime):
         return []
@@ -122,14 +126,17 @@ def forecast(config: Config, stage: Stage) -> list[str]:
     from pipelines.planning.estimate import Device, estimate
 
     runtime = stage.runtime
+    if runtime.hardware is None and (runtime.address is not None or runtime.mode == "slurm"):
+        return []  # what a cluster's nodes have is not known here
     try:
         device = Device.of(runtime)
         planned = _chain(config, stage).trainings().get(stage.name)
         if planned is None:
             return []
-        complaint = memory_complaint(estimate(stage.name, planned, runtime, device, measure=False), device.title)
+        made = estimate(stage.name, planned, runtime, device, measure=False, never_real=True)
     except Exception:  # whatever a person's own network does with tensors that have no contents
         return []
+    complaint = memory_complaint(made, device.title)
     return [] if complaint is None else [complaint]
 
 
