@@ -6,8 +6,9 @@ Plan: the step with tensors that have no contents (`ayf_core.planning`), and a f
 are quick. Measured: real steps of the whole batch. Memory: all that the training's tensors take at the peak; on a CPU
 from torch's profiler, on CUDA from its allocator. Operations: torch's own `FlopCounterMode` over a real step, with the
 plan's formulas for attention on a CPU, which torch lacks. Seconds: plan and steps alternate in one process; the median
-over repetitions of the ratio within one, quartiles in brackets. One thread. Exit status 1 if memory is off by more than
-15 % or operations by more than 3 %; seconds, for which 25 % is the aim, hang on what else the machine does.
+over repetitions of the ratio within one, quartiles in brackets. One thread, this process's CPU time. Exit status 1 if
+memory is off by more than 15 % or operations by more than 3 %; seconds, for which 25 % is the aim, hang on what else
+the machine does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import argparse
 import dataclasses
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from ayf_core.objectives.eulerian import EulerianDistillation
 from ayf_core.objectives.flow_matching import FlowMatching
 from ayf_core.planning.meter import ATTENTION_FLOPS
 from ayf_core.planning.step import Planned, StepRunner, Trained, step_cost
-from ayf_core.planning.timing import measured_step
+from ayf_core.planning.timing import measured_step, now
 from ayf_core.randomness import StepRandom
 from ayf_core.times import LogitNormalTime
 from ayf_core.training.context import LocalContext
@@ -112,11 +112,9 @@ def seconds(step: Callable[[], None], device: str) -> float:
     """The quicker of two steps: other work on the machine makes a step slower and never quicker."""
     taken = []
     for _ in range(2):
-        began = time.perf_counter()
+        began = now(torch.device(device))
         step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
+        taken.append(now(torch.device(device)) - began)
     return min(taken)
 
 

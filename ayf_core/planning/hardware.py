@@ -11,7 +11,7 @@ BANDWIDTH_FRACTION = 0.7
 LAUNCH_SECONDS = 5e-6
 """Assumed time of the host to give out one operation: a step of small ones cannot be faster."""
 RESERVED_BYTES = 2**30
-"""Assumed for the driver's context, the libraries' workspaces and the allocator's gaps."""
+"""Assumed for what a process takes besides tensors: libraries, a card's context, the allocator's gaps."""
 
 
 @dataclass(frozen=True)

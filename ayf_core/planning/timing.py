@@ -28,35 +28,43 @@ class Timing(NamedTuple):
 def measured_step(planned: Planned, rows: int, device: torch.device | str = "cpu", seconds: float = 1.5) -> Timing:
     """A step of `rows` samples in one pass: the quickest of those that fit into about so many seconds here.
 
-    Where a few such steps take longer, steps of fewer samples are timed, and the time is scaled by their number. The
-    quickest, because other work on the machine makes a step slower and never quicker.
+    Where a few such steps take longer, steps of fewer samples are timed, of two sizes, and the line through them is
+    followed. The quickest, because other work on the machine makes a step slower and never quicker.
     """
     with TemporaryDirectory() as folder, torch.random.fork_rng():
         context = LocalContext(Path(folder), device)
         runner = StepRunner(planned, planned.build(), context, partial(StepRandom, 0, 0, device=device))
+
+        def quickest(some: int, budget: float, most: int) -> float:
+            batch = planned.batch(some, device)
+            runner(batch)  # warms up
+            taken: list[float] = []
+            while not taken or (len(taken) < most and sum(taken) < budget):
+                began = now(context.device)
+                runner(batch)
+                taken.append(now(context.device) - began)
+            return min(taken)
+
         few = min(_FIRST_ROWS, rows)
-        _timed(planned, runner, few, context.device)  # warms up
-        first = _timed(planned, runner, few, context.device)
+        first = quickest(few, seconds / 4, _REPEATS)
         affordable = int(few * seconds / first / _REPEATS) // _FIRST_ROWS * _FIRST_ROWS
         some = min(rows, max(few, affordable))
-        taken = [first] if some == few else []
-        if not taken:
-            _timed(planned, runner, some, context.device)
-        while not taken or (len(taken) < _MOST_REPEATS and sum(taken) < seconds):
-            taken.append(_timed(planned, runner, some, context.device))
-    return Timing(min(taken) * rows / some, some)
+        last = first if some == few else quickest(some, seconds, _MOST_REPEATS)
+    if some == few:
+        return Timing(last * rows / some, some)
+    each = min(max((last - first) / (some - few), 0.0), last / some)
+    return Timing(last + each * (rows - some), some)
 
 
-def _timed(planned: Planned, runner: StepRunner, rows: int, device: torch.device) -> float:
-    batch = planned.batch(rows, device)
-    began = _now(device)
-    runner(batch)
-    return _now(device) - began
+def now(device: torch.device) -> float:
+    """Seconds of a clock that says how long work takes, once all that was given to the device is done.
 
-
-def _now(device: torch.device) -> float:
+    On a CPU with one thread it is the process's own time, in which other work on the machine hardly shows.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
     return time.perf_counter()
 
 

@@ -59,9 +59,8 @@ class Device:
             return cls(here.name, here.total_memory - RESERVED_BYTES, "cuda")
         workers = runtime.workers + runtime.teacher_workers
         threads = threads_of(runtime)
-        return cls(
-            f"this machine's CPU, {threads} thread{'s' * (threads > 1)} a worker", memory_bytes() / workers, "cpu"
-        )
+        memory = max(0.0, memory_bytes() / workers - RESERVED_BYTES)
+        return cls(f"this machine's CPU, {threads} thread{'s' * (threads > 1)} a worker", memory, "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
 
 GIB = 2**30
+_NAMED = 5
+"""Parts that a complaint names."""
 _OF_PASSES = ("activations", "tangents", "backward")
 _OF_STATE = ("weights", "gradients", "optimiser", "averages")
 
@@ -37,7 +39,10 @@ def memory_complaint(estimate: TrainingEstimate, device: str) -> str | None:
     if estimate.fits:
         return None
     parts = sorted(estimate.memory.items(), key=lambda entry: -entry[1])
-    shown = " + ".join(f"{name} {size(held)}" for name, held in parts if held >= 0.02 * estimate.peak)
+    large, small = parts[:_NAMED], parts[_NAMED:]
+    words = [f"{name} {size(held)}" for name, held in large]
+    words += [f"other {size(sum(held for _, held in small))}"] if small else []
+    shown = " + ".join(words)
     helps = " or ".join(_remedies(estimate))
     return (
         f"{estimate.stage} will not fit: a worker needs {size(estimate.peak)} ({shown}), {device} has "
