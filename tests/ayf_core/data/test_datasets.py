@@ -102,7 +102,7 @@ def test_one_colour_file_makes_the_data_set_rgb(grey_folder: Path) -> None:
 @pytest.mark.parametrize("colour", [False, True])
 def test_an_outline_is_what_loading_gives(grey_folder: Path, colour: bool) -> None:
     if colour:
-        save_image(grey_folder / "cat" / "colour.png", np.zeros((4, 4, 3), np.uint8))
+        save_image(grey_folder / "cats" / "colour.png", np.zeros((4, 4, 3), np.uint8))
     folder = ImageFolder(folder=str(grey_folder), image_size=4, test_fraction=0.4)
     for source in (folder, Digits(test_fraction=0.3), Checkerboard(size=64, test_fraction=0.25)):
         loaded, outline = source.load(3), source.outline(3)
