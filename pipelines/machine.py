@@ -1,4 +1,4 @@
-"""This machine: its cores, and its ports (whether one is free, and which to take for servers of our own)."""
+"""This machine: its cores, its memory, its ports (whether one is free, and which to take for servers of our own)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ _LOWEST = 10_000
 def core_count() -> int:
     """Cores that this process may use: a container or `taskset` may leave it fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Memory that this process may use: a container may leave it less than the machine has."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        try:
+            total = min(total, int(limit.read_text()))
+        except (OSError, ValueError):  # not Linux, or no limit: "max"
+            continue
+    return total
 
 
 def port_is_free(host: str, port: int) -> bool:

@@ -12,6 +12,9 @@ from ayf_core.training.ema import PowerFunctionEMA
 from ayf_core.training.sharding import gathered
 from ayf_core.training_settings import TrainingSettings
 
+SNAPSHOTS = 4
+"""Of each width, evenly spaced over a training."""
+
 
 class FollowAverages:
     """Power-function EMA of a network at several widths, with snapshots for post-hoc reconstruction.
@@ -28,7 +31,9 @@ class FollowAverages:
 
     name = "ema"
 
-    def __init__(self, network: nn.Module, settings: TrainingSettings, context: TrainingContext, snapshots: int = 4):
+    def __init__(
+        self, network: nn.Module, settings: TrainingSettings, context: TrainingContext, snapshots: int = SNAPSHOTS
+    ):
         if settings.ema_std not in settings.ema_stds:
             raise AyfError(f"ema_std = {settings.ema_std} is none of ema_stds = {settings.ema_stds}: add it there")
         self.network = network

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipelines.commands import code, demo, jobs, machine, params, sample, servers, sweep
+from pipelines.commands import code, demo, jobs, machine, params, plan, sample, servers, sweep
 from pipelines.environment import INTERRUPTED
 
 
@@ -43,6 +43,7 @@ def main() -> None:
       ayf doctor                                     is everything here?
       ayf params use preset=digits                   choose a starting point
       ayf params set distill.emd.training.steps=500  change a setting
+      ayf plan                                       what it will cost: memory, hours, disk
       dvc repro                                      build what changed
       ayf code status                                what a change of code rebuilds
       ayf ui                                         look at the runs
@@ -60,6 +61,7 @@ def main() -> None:
 
 for command in (
     params.params,
+    plan.plan,
     code.code,
     machine.doctor,
     demo.demo,

@@ -76,7 +76,11 @@ def params_adopt(run: str) -> None:
 
 @params.command("check", short_help="Check params.yaml; names every problem.")
 def params_check() -> None:
-    """Check params.yaml: keys, types, ranges and settings that must agree. Exit status 1 if not valid."""
+    """Check params.yaml: keys, types, ranges and settings that must agree. Exit status 1 if not valid.
+
+    Says again what the last `ayf plan` of these settings found too large.
+    """
+    from pipelines.planning.fit import remembered
     from pipelines.project.undeclared import undeclared
     from pipelines.settings.params_file import differences, from_preset, named_preset
     from pipelines.settings.places import project_root
@@ -92,6 +96,8 @@ def params_check() -> None:
     preset = named_preset(root)
     count = len(differences(from_preset(root, preset), config))
     click.echo(f"params.yaml is valid: preset {preset}" + (f", {_settings(count)} changed" if count else ""))
+    for line in remembered(root, config):
+        click.echo(f"warning: {line}", err=True)
 
 
 @params.command("diff", short_help="What differs between a preset and params.yaml.")

@@ -65,6 +65,8 @@ def run_stage(
     body = body or body_of(declared[name].base)
     with only_writer(root / "runs" / name, name):
         stage = Stage(root, declared[name], runtime)
+        # By name: planning builds on the stages, not the other way round.
+        stage.forecast = lambda: importlib.import_module("pipelines.planning.fit").forecast(config, stage)
         if _asked_again(stage):
             _remove(stage.scratch)
         stage.scratch.mkdir(parents=True, exist_ok=True)

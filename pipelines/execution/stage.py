@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ayf_core.errors import AyfError
 from ayf_core.files import write_whole
-from ayf_core.training.context import read_notes
+from ayf_core.training.context import read_notes, tell_on_stderr
 from pipelines.project import dvc_lock
 from pipelines.project.declarations import Declaration, declared_params, fingerprint, read_params
 
@@ -46,6 +46,7 @@ class Stage:
         run: where its story is written.
         launch: runs a training function, as `pipelines.execution.ray_train.run_training` does.
         watch: follows the training of a generator, if somebody wants to.
+        forecast: lines to tell before the training begins, such as that it will not fit.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Stage:
         self.run: StageRun
         self.launch: Launch | None = None
         self.watch: Watch | None = None
+        self.forecast: Callable[[], list[str]] | None = None
 
     def input(self, path: str) -> Path:
         """A declared dep's place. Raises AyfError for an undeclared one: DVC would not notice its changes."""
@@ -117,6 +119,8 @@ class Stage:
         result = folder / "result.json"
         if result.exists():
             return json.loads(result.read_text())
+        for line in self.forecast() if self.forecast is not None else []:
+            tell_on_stderr(f"warning: {line}")
         returned = launch(
             train,
             config,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ayf_core.errors import AyfError
+from ayf_core.planning.hardware import HARDWARE
 from ayf_core.settings import group, setting
 from pipelines.redaction import apart
 from pipelines.settings import tree
@@ -56,6 +57,9 @@ class RuntimeConfig:
     teacher_workers: int = setting("processes that hold the frozen teachers; 0 = each worker", at_least=0, default=0)
     threads_per_worker: int | None = setting("null = all cores / workers", at_least=1, default=None)
     device: str = setting("auto = CUDA where there is one", choices=("auto", "cpu", "cuda"), default="auto")
+    hardware: str | None = setting(
+        "what `ayf plan` reckons with: null = this machine, or a card by name", choices=tuple(HARDWARE), default=None
+    )
     micro_batch: int | str | None = setting(
         "most samples per forward and worker; auto = as many as fit into its memory",
         at_least=1,

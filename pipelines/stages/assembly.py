@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ayf_core.conditions import ConditionSpec, class_labels
-from ayf_core.data.latents import LatentDataset
 from ayf_core.guidance.scale import GuidanceRange
 from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.spec import NetworkSpec
@@ -31,12 +30,21 @@ def keep_model(config: schema.Config, stage: Stage, output: str) -> None:
     stage.run.register_model(folder, f"{config.data.kind}-{folder.name}", "current")
 
 
-def data_conditions(latents: LatentDataset) -> ConditionSpec:
+class LatentKind(Protocol):
+    """What latents are like: all that a network has to know of them before it sees any."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def num_classes(self) -> int: ...
+
+
+def data_conditions(latents: LatentKind) -> ConditionSpec:
     """What the samples of these latents are conditioned on."""
     return class_labels(latents.num_classes)
 
 
-def network_spec(network: Chosen, latents: LatentDataset) -> NetworkSpec:
+def network_spec(network: Chosen, latents: LatentKind) -> NetworkSpec:
     """A velocity network for these latents; it is told what distinguishes them."""
     return NetworkSpec(
         kind=network.kind,

@@ -61,6 +61,16 @@ class DataSet:
         return tuple(self.train.x.shape[1:])
 
 
+@dataclass(frozen=True)
+class Outline:
+    """How large a data set is: the shape of one example, classes, examples to train on and to test with."""
+
+    shape: tuple[int, ...]
+    num_classes: int
+    train: int
+    test: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSource(ABC):
     """Where examples come from: the base of every data set.
@@ -93,6 +103,15 @@ class DataSource(ABC):
     def reads(self) -> tuple[Path, ...]:
         """Folders that the examples are read from: whoever keeps results must watch them for changes."""
         return ()
+
+    def outline(self, seed: int) -> Outline:
+        """What `load` would give, without its tensors; worth overriding where reading takes long.
+
+        Raises:
+            AyfError: as `load` does.
+        """
+        loaded = self.load(seed)
+        return Outline(loaded.shape, loaded.num_classes, len(loaded.train), len(loaded.test))
 
     def load(self, seed: int) -> DataSet:
         """The two splits; the same settings, files and seed give the same tensors.

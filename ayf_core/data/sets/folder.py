@@ -9,10 +9,13 @@ import numpy as np
 import torch
 
 from ayf_core.data.images import IMAGE_SUFFIXES, read_image
-from ayf_core.data.sets.base import DataSource, Examples
+from ayf_core.data.sets.base import DataSource, Examples, Outline, stratified_split
 from ayf_core.errors import AyfError
 from ayf_core.registry import register
 from ayf_core.settings import setting
+
+_LOOKED_AT = 16
+"""Images that an outline opens."""
 
 
 @register("data set", "folder", title="Folder of images", gives=["features"])
@@ -30,7 +33,15 @@ class ImageFolder(DataSource):
     def reads(self) -> tuple[Path, ...]:
         return (Path(self.folder),)
 
-    def examples(self, generator: torch.Generator) -> Examples:
+    def outline(self, seed: int) -> Outline:
+        """From the names of the files; whether they are in colour, from the first few."""
+        files, labels, num_classes = self._files()
+        colour = any(read_image(file, self.image_size).shape[-1] == 3 for file in files[:_LOOKED_AT])
+        generator = torch.Generator().manual_seed(seed)
+        train, test = stratified_split(torch.tensor(labels), self.test_fraction, generator)
+        return Outline((3 if colour else 1, self.image_size, self.image_size), num_classes, len(train), len(test))
+
+    def _files(self) -> tuple[list[Path], list[int], int]:
         if self.image_size < 1:
             raise AyfError(f"image_size is {self.image_size}: say the side in pixels that images are resized to")
         root = Path(self.folder)
@@ -39,6 +50,10 @@ class ImageFolder(DataSource):
         files, labels, num_classes = list_images(root)
         if len(files) < 2:
             raise AyfError(f"{root} holds one image ({files[0].name}): a data set needs at least 2 in each class")
+        return files, labels, num_classes
+
+    def examples(self, generator: torch.Generator) -> Examples:
+        files, labels, num_classes = self._files()
         pixels = [read_image(file, self.image_size) for file in files]
         if any(array.shape[-1] == 3 for array in pixels):
             pixels = [np.broadcast_to(array, (*array.shape[:2], 3)) for array in pixels]

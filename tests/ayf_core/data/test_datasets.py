@@ -99,6 +99,17 @@ def test_one_colour_file_makes_the_data_set_rgb(grey_folder: Path) -> None:
     assert torch.any(torch.all(x[:, :, 0, 0] == torch.tensor([1.0, -1.0, -1.0]), dim=1))
 
 
+@pytest.mark.parametrize("colour", [False, True])
+def test_an_outline_is_what_loading_gives(grey_folder: Path, colour: bool) -> None:
+    if colour:
+        save_image(grey_folder / "cats" / "colour.png", np.zeros((4, 4, 3), np.uint8))
+    folder = ImageFolder(folder=str(grey_folder), image_size=4, test_fraction=0.4)
+    for source in (folder, Digits(test_fraction=0.3), Checkerboard(size=64, test_fraction=0.25)):
+        loaded, outline = source.load(3), source.outline(3)
+        assert (outline.shape, outline.num_classes) == (loaded.shape, loaded.num_classes)
+        assert (outline.train, outline.test) == (len(loaded.train), len(loaded.test))
+
+
 def test_images_are_cropped_to_the_centre_square(tmp_path: Path) -> None:
     wide = np.zeros((4, 12), np.uint8)
     wide[:, 4:8] = 255
