@@ -48,23 +48,29 @@ def test_mlflow_s_pages_read_saved_views_from_tags_of_the_experiment() -> None:
             assert wanted in text, wanted
 
 
-def test_ray_s_trainer_takes_the_callbacks_that_it_would_make_and_names_the_unused_ones() -> None:
-    with used("ray", "DataParallelTrainer._create_default_callbacks", "pipelines/execution/workers.py"):
+def test_ray_s_trainer_has_the_parts_that_ours_changes(tmp_path: Path) -> None:
+    with used("ray", "the parts of Ray Train", "pipelines/execution/light_trainer.py"):
         from pipelines.execution.own_ray import prepare_environment
 
         prepare_environment()
-        from ray.train.v2.api import data_parallel_trainer
+        from ray.train.v2._internal.execution.controller import TrainController
+        from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+        from ray.train.v2._internal.execution.worker_group import WorkerGroup
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-        from pipelines.execution.workers import UNUSED_CALLBACKS, light_trainer
+        from pipelines.execution.light_trainer import UNUSED_CALLBACKS, light_trainer
 
-        assert light_trainer()._create_default_callbacks is not (  # type: ignore[attr-defined]
-            data_parallel_trainer.DataParallelTrainer._create_default_callbacks
-        )
-        made = inspect.getsource(data_parallel_trainer.DataParallelTrainer._create_default_callbacks)
-        called = inspect.getsource(data_parallel_trainer.DataParallelTrainer)
-        assert "self._create_default_callbacks()" in called
-        for name in UNUSED_CALLBACKS:
-            assert name in made, name
+        ours = light_trainer(tmp_path)
+        changed = {name for name in vars(ours) if not name.startswith("__")}
+        assert changed == {"_create_default_callbacks", "_initialize_and_run_controller"}
+        called = inspect.getsource(DataParallelTrainer)
+        assert all(f"self.{name}(" in called for name in changed)
+        made = inspect.getsource(DataParallelTrainer._create_default_callbacks)
+        assert all(name in made for name in UNUSED_CALLBACKS)
+        assert "self.worker_group_cls" in inspect.getsource(TrainController)
+        assert "self._init_train_context_on_workers(" in inspect.getsource(WorkerGroup)
+        for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
+            assert callable(getattr(FixedScalingPolicy, name)), name
 
 
 def test_ray_s_raylet_says_that_a_worker_crashed_in_the_words_that_are_looked_for() -> None:

@@ -28,6 +28,7 @@ from ayf_core.registry import plugins
 from ayf_core.training.checkpoint_folder import CHECKPOINTS_KEPT
 from ayf_core.training.context import LocalContext
 from pipelines.execution.follower import Follower, OnLog
+from pipelines.execution.light_trainer import light_trainer
 from pipelines.execution.own_ray import prepare_environment
 from pipelines.execution.progress import TrainingProgress
 from pipelines.execution.ray_connection import cluster_cpus, cluster_gpus, ray_for, require_room, require_shared
@@ -39,7 +40,6 @@ from pipelines.execution.workers import (
     TrainFunction,
     TrainingJob,
     guarded,
-    light_trainer,
     result_or_error,
     train_on_worker,
 )
@@ -161,7 +161,7 @@ def _run_on_ray(job: TrainingJob, runtime: RuntimeConfig, progress: TrainingProg
         progress.note("starting the workers")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-        trainer = light_trainer()(
+        trainer = light_trainer(folder)(
             train_on_worker,
             train_loop_config={"job": dataclasses.replace(job, threads=threads)},
             scaling_config=ScalingConfig(
