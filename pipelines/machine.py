@@ -1,4 +1,4 @@
-"""This machine: its cores, and its ports (whether one is free, and which to take for servers of our own)."""
+"""This machine: its cores and GPUs, and its ports (whether one is free, and which to take for servers of our own)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ _LOWEST = 10_000
 def core_count() -> int:
     """Cores that this process may use: a container or `taskset` may leave it fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_gpu() -> bool:
+    """Whether a GPU's driver is here, told without importing torch."""
+    return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
 
 
 def port_is_free(host: str, port: int) -> bool:

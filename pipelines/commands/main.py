@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipelines.commands import code, demo, jobs, machine, params, sample, servers, sweep
+from pipelines.commands import code, demo, jobs, machine, params, repro, sample, servers, sweep
 from pipelines.environment import INTERRUPTED
 
 
@@ -43,7 +43,7 @@ def main() -> None:
       ayf doctor                                     is everything here?
       ayf params use preset=digits                   choose a starting point
       ayf params set distill.emd.training.steps=500  change a setting
-      dvc repro                                      build what changed
+      ayf repro                                      build what changed, as `dvc repro` does
       ayf code status                                what a change of code rebuilds
       ayf ui                                         look at the runs
       ayf dashboard                                  look at figures over them
@@ -60,6 +60,7 @@ def main() -> None:
 
 for command in (
     params.params,
+    repro.repro,
     code.code,
     machine.doctor,
     demo.demo,

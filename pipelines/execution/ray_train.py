@@ -32,6 +32,7 @@ from pipelines.execution.light_trainer import light_trainer
 from pipelines.execution.own_ray import prepare_environment
 from pipelines.execution.progress import TrainingProgress
 from pipelines.execution.ray_connection import cluster_cpus, cluster_gpus, ray_for, require_room, require_shared
+from pipelines.execution.shares import worker_threads
 from pipelines.execution.stopping import handler_kept, has_stopped, stoppable
 from pipelines.execution.worker_start import WorkerStart
 from pipelines.execution.workers import (
@@ -43,7 +44,6 @@ from pipelines.execution.workers import (
     result_or_error,
     train_on_worker,
 )
-from pipelines.machine import core_count
 from pipelines.tracking.retry import retry_for
 
 if TYPE_CHECKING:
@@ -208,15 +208,8 @@ def _explain(error: Exception, folder: Path, logs: Path) -> AyfError:
     return AyfError(f"{what}: {first_line(cause)}; more in {places}")
 
 
-def worker_threads(runtime: RuntimeConfig) -> int:
-    """Threads of each worker: as set, or this machine's cores (those this process may use) shared out."""
-    if runtime.threads_per_worker is not None:
-        return runtime.threads_per_worker
-    return max(1, core_count() // (runtime.workers + runtime.teacher_workers))
-
-
 def cluster_threads(runtime: RuntimeConfig) -> int:
-    """The same of the connected cluster's CPUs, but no more than a node has."""
+    """`worker_threads` of the connected cluster's CPUs, but no more than a node has."""
     import ray
 
     if runtime.threads_per_worker is not None:
