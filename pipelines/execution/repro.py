@@ -146,7 +146,7 @@ class _Runner:
                             self.say(f"Stage '{name}' didn't change, skipping")
                             plan.done.add(name)
         except DvcException as error:
-            raise AyfError(f"DVC cannot tell whether {name} changed: {first_line(error)}") from error
+            raise AyfError(f"DVC cannot tell whether {name} changed: {_reason(error)}") from error
 
     def _begin(self, name: str) -> BaseProcess:
         from pipelines.execution.progress import PROGRESS
@@ -255,6 +255,11 @@ def _plan(repository: Any, targets: list[str]) -> Plan:
     return Plan({name: stage for stage, name in names.items()}, needs)
 
 
+def _reason(error: BaseException) -> str:
+    """DVC's words up to its advice, in one line: who holds a path stands in the second."""
+    return " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+
+
 def _reproduce(chain: Chain, name: str, force: bool, environment: Mapping[str, str]) -> None:
     """One stage, in a process of its own; exits with 1 where it failed, with the reason unless the stage gave it."""
     from dvc.exceptions import DvcException
@@ -278,5 +283,5 @@ def _reproduce(chain: Chain, name: str, force: bool, environment: Mapping[str, s
     except DvcException as error:
         reason = error.__cause__ or error
         if not isinstance(reason, StageCmdFailedError):
-            print(f"error: {name}: {first_line(reason)}", file=sys.stderr)
+            print(f"error: {name}: {_reason(reason)}", file=sys.stderr)
         raise SystemExit(1) from None

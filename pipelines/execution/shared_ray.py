@@ -63,7 +63,13 @@ class Chain:
 
     @property
     def users(self) -> Path:
-        return self.root / FOLDER / f"{self.process}.users"
+        """Locked by every stage that uses the Ray, and in the end by the keeper."""
+        return self.note.with_suffix(".users")
+
+    @property
+    def kept(self) -> Path:
+        """Locked by the keeper as long as it lives."""
+        return self.note.with_suffix(".kept")
 
 
 @dataclass(frozen=True)
@@ -71,11 +77,9 @@ class Note:
     """What the keeper tells: how to reach its Ray, and what that was started with.
 
     Attributes:
-        keeper: its process and when that began.
         devices: CUDA_VISIBLE_DEVICES of the first stage.
     """
 
-    keeper: tuple[int, float]
     address: str
     token: str
     logs: str
@@ -145,24 +149,29 @@ def shared_ray(chain: Chain, cpus: int) -> SharedRay | None:
 def _used(chain: Chain) -> IO[str] | None:
     """The lock of somebody who uses the Ray; None where the keeper is ending it."""
     file = chain.users.open("a+")
+    if _locked(file, fcntl.LOCK_SH):
+        return file
+    file.close()
+    return None
+
+
+def _locked(file: IO[str], how: int) -> bool:
+    """Take a lock if it is free; it is let go with the file, or the process."""
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except OSError:
-        file.close()
-        return None
-    return file
+        return False
+    return True
 
 
 def _read(chain: Chain) -> Note | None:
     """What the chain's keeper noted; None where there is none, or it was killed."""
-    import psutil
-
     try:
         note = Note(**read_json(chain.note))
-        number, born = note.keeper
-        return note if psutil.Process(number).create_time() == born else None
-    except (OSError, ValueError, TypeError, psutil.Error):
+    except (OSError, ValueError, TypeError):
         return None
+    with chain.kept.open("a+") as kept:
+        return None if _locked(kept, fcntl.LOCK_SH) else note
 
 
 def _start_keeper(chain: Chain, cpus: int) -> Note | None:
@@ -200,13 +209,14 @@ def keep(chain: Chain, cpus: int) -> None:
     except psutil.NoSuchProcess:
         return
     prepare_environment()
-    with OwnRay(cpus) as ray, chain.users.open("a+") as users:
+    with OwnRay(cpus) as ray, chain.users.open("a+") as users, chain.kept.open("a+") as kept:
+        if not _locked(kept, fcntl.LOCK_EX):
+            return
         devices, python = _like_this_process()
-        this = (os.getpid(), psutil.Process().create_time())
-        note = Note(this, ray.address, ray.token, str(ray.logs), cpus, devices, python)
+        note = Note(ray.address, ray.token, str(ray.logs), cpus, devices, python)
         write_whole(chain.note, json.dumps(asdict(note)))
         try:
-            while _lives(owner) or not _nobody_uses(users):
+            while _lives(owner) or not _locked(users, fcntl.LOCK_EX):  # once it has that, no stage gets in
                 time.sleep(_POLL_SECONDS)
         finally:
             _forget(chain)
@@ -221,15 +231,6 @@ def _lives(process: object) -> bool:
     return False
 
 
-def _nobody_uses(users: IO[str]) -> bool:
-    """Whether no stage holds the lock; from then on none gets it."""
-    try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def _tidy(chain: Chain) -> None:
     """Remove the notes of chains that are gone; one whose keeper was killed could not do it itself."""
     import psutil
@@ -240,7 +241,7 @@ def _tidy(chain: Chain) -> None:
 
 
 def _forget(chain: Chain) -> None:
-    for suffix in (".json", ".users", ".lock", ".log"):
+    for suffix in (".json", ".users", ".kept", ".lock", ".log"):
         chain.note.with_suffix(suffix).unlink(missing_ok=True)
 
 
