@@ -1,12 +1,7 @@
-"""A Ray of a stage's own on this machine, and what Ray reads from the environment before it is imported.
+"""A Ray of a process's own on this machine, and what Ray reads from the environment before it is imported.
 
-It is kept light. CPU seconds of all Ray processes of a trivial run with one worker (ray 2.60; CPU seconds because
-they depend less than wall time on what else the machine does):
-
-    usual helpers, workers started ahead             18.1
-    without two helpers (`pipelines.execution.workers`)        13.3
-    and without workers started ahead                12.3    <- chosen
-    and with three workers warmed up at the start    23.6
+No worker is started ahead: those of a stage end with it, so a chain would pay for each that is not used, and three
+warm ones cost 11 CPU seconds. `benchmarks/ray_overhead.py` prints what a start takes.
 """
 
 from __future__ import annotations
