@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+
+from pipelines.execution.repro import Plan, _Runner
 
 pytestmark = pytest.mark.slow
 
@@ -201,3 +204,20 @@ def test_killed_at_any_instant_the_next_one_goes_on(make: Callable[..., Project]
     project.run("ayf", "repro", "--jobs", "2")
     assert set(project.locked()) == {f"s{i}" for i in range(12)}
     assert "up to date" in project.run("dvc", "status")
+
+
+def test_one_more_stage_begins_only_where_there_is_memory_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = ("lonely", "first", "second", "third")
+    plan = Plan(dict.fromkeys(stages), {"lonely": set(), "first": set(), "second": {"first"}, "third": {"second"}})
+    room = [False]
+    monkeypatch.setattr("pipelines.execution.repro.has_room", lambda: room[0])
+    stop = SimpleNamespace(asked=0)
+    runner = _Runner(Path(), None, 4, True, lambda line: None, stop)  # type: ignore[arg-type]
+    monkeypatch.setattr(runner, "_begin", lambda name: name)
+    runner._start(plan)
+    assert list(runner.running) == ["first"]  # what most others wait for
+    runner._start(plan)
+    assert list(runner.running) == ["first"]
+    room[0] = True
+    runner._start(plan)
+    assert list(runner.running) == ["first", "lonely"]

@@ -41,6 +41,10 @@ class Chain:
         self.keeper = psutil.Process(int(self.folder.name.split("-")[2]))
         self._lab = lab
 
+    def drivers(self) -> int:
+        """How many processes have been connected as drivers."""
+        return len(list(self.folder.glob("session_latest/logs/python-core-driver-*.log")))
+
     def processes(self) -> list[psutil.Process]:
         """Ray's own, the keeper and the workers: all that have its folder in their command or are below those."""
         named = [p for p in psutil.process_iter() if str(self.folder) in _command(p)]
@@ -71,22 +75,26 @@ def left_behind(lab: Lab, chain: Chain) -> list[Path]:
     return [*lab.root.glob("runs/ray/*"), *chain.folder.parent.glob(chain.folder.name)]
 
 
-@pytest.mark.parametrize("command", [("dvc", "repro"), ("ayf", "repro", "--jobs", "2")])
 def test_all_stages_of_a_chain_use_one_ray_that_ends_with_it(
-    lab: Lab, undisturbed: str, command: tuple[str, ...]
+    prepared: Path, lab: Lab, tmp_path: Path, undisturbed: str
 ) -> None:
-    process = lab.start(*command, STAGE, OTHER)
-    chain = Chain(lab, process)
-    seen = set()
-    while process.poll() is None:
-        seen |= {p.pid for p in psutil.process_iter() if "/raylet" in _command(p) and "ayf-ray" in _command(p)}
-        assert len(list(lab.root.glob("runs/ray/*.json"))) <= 1
-        time.sleep(0.2)
-    said = lab.finish(process)
-    assert said.count("starting the workers") == 2
-    chain.wait_for_its_end()
-    assert not left_behind(lab, chain)
-    assert lab.model() == undisturbed
+    """Two chains at once, in two folders: they do not meet."""
+    with closing(Lab.copy(prepared, tmp_path / "other", mode="ray")) as other:
+        labs = (lab, other)
+        commands = (("dvc", "repro"), ("ayf", "repro", "--jobs", "2"))
+        processes = [each.start(*command, STAGE, OTHER) for each, command in zip(labs, commands, strict=True)]
+        chains = [Chain(each, process) for each, process in zip(labs, processes, strict=True)]
+        assert chains[0].folder != chains[1].folder
+        drivers = [0, 0]
+        while any(process.poll() is None for process in processes):
+            drivers = [max(most, chain.drivers()) for most, chain in zip(drivers, chains, strict=True)]
+            time.sleep(0.1)
+        assert drivers == [3, 3]  # the keeper and two stages
+        for each, process, chain in zip(labs, processes, chains, strict=True):
+            each.finish(process)
+            chain.wait_for_its_end()
+            assert not left_behind(each, chain)
+            assert each.model() == undisturbed
 
 
 def of_stage(lab: Lab, process: subprocess.Popen[bytes], chain: Chain) -> psutil.Process:
@@ -116,14 +124,3 @@ def test_whatever_is_killed_the_ray_ends_and_the_same_command_goes_on(lab: Lab, 
     while left_behind(lab, chain):
         assert time.monotonic() < deadline, left_behind(lab, chain)
         time.sleep(0.1)
-
-
-def test_chains_in_two_folders_do_not_meet(prepared: Path, lab: Lab, tmp_path: Path) -> None:
-    with closing(Lab.copy(prepared, tmp_path / "other", mode="ray")) as other:
-        labs = (lab, other)
-        processes = [each.start("dvc", "repro", OTHER) for each in labs]
-        chains = [Chain(each, process) for each, process in zip(labs, processes, strict=True)]
-        assert chains[0].folder != chains[1].folder
-        for each, process, chain in zip(labs, processes, chains, strict=True):
-            each.finish(process)
-            chain.wait_for_its_end()
