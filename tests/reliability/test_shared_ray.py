@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -124,3 +125,16 @@ def test_whatever_is_killed_the_ray_ends_and_the_same_command_goes_on(lab: Lab, 
     while left_behind(lab, chain):
         assert time.monotonic() < deadline, left_behind(lab, chain)
         time.sleep(0.1)
+
+
+def test_ctrl_c_has_the_trainings_of_ayf_repro_take_their_checkpoint(lab: Lab, undisturbed: str) -> None:
+    process = lab.start("ayf", "repro", STAGE, OTHER)
+    chain = Chain(lab, process)
+    lab.wait_for_step(DISTURBED_AT, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=120) == 130, lab.said(process)
+    assert f"{STAGE}: stopped at step {lab.newest_step()} with a checkpoint" in lab.said(process)
+    chain.wait_for_its_end()
+    assert not left_behind(lab, chain)
+    lab.finish(lab.start("ayf", "repro", STAGE))
+    assert lab.model() == undisturbed
