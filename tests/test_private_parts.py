@@ -91,3 +91,22 @@ def test_dvc_s_schema_tells_a_whole_lock_file_from_half_a_one() -> None:
         COMPILED_LOCKFILE_SCHEMA({"schema": "2.0", "stages": {"a": {"cmd": "true"}}})
         with pytest.raises(Invalid):
             COMPILED_LOCKFILE_SCHEMA({"schema": "2.0", "stages": {"a": {"deps": [{"path": "x"}]}}})
+
+
+def test_dvc_s_repository_tells_its_graph_and_waits_for_its_lock(tmp_path: Path) -> None:
+    with used("dvc", "Repo, lock_repo and dvc.repo.reproduce", "pipelines/execution/repro.py"):
+        from dvc.repo import Repo, lock_repo
+        from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+        Repo.init(str(tmp_path), no_scm=True).close()
+        (tmp_path / "dvc.yaml").write_text(
+            "stages: {b: {cmd: cp a b, deps: [a], outs: [b]}, a: {cmd: echo > a, outs: [a]}}\n"
+        )
+        repository = Repo(str(tmp_path), _wait_for_lock=True)
+        with lock_repo(repository):
+            graph = get_active_graph(repository.index.graph)
+            first, second = plan_repro(graph, collect_stages(repository, [str(tmp_path / "dvc.yaml")]))
+            assert [stage.name for stage in (first, second)] == ["a", "b"]
+            assert list(graph.successors(second)) == [first]
+            assert first.changed()
+        repository.close()
