@@ -49,15 +49,18 @@ class Plan:
     needs: dict[str, set[str]]
     done: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self._rows: dict[str, int] = {}  # of each stage, the length of the longest row of stages that wait for it
+        for name in reversed(self.stages):
+            self._rows[name] = 1 + max(
+                (self._rows[other] for other in self._rows if name in self.needs[other]), default=0
+            )
+
     def ready(self, taken: Iterable[str]) -> list[str]:
         """Stages whose inputs are made, without those `taken`; the ones that most others wait for first."""
         free = [name for name in self.stages if name not in self.done and name not in taken]
         able = [name for name in free if self.needs[name] <= self.done]
-        return sorted(able, key=lambda name: -self._height(name))
-
-    def _height(self, name: str) -> int:
-        """Length of the longest row of stages that wait for this one."""
-        return 1 + max((self._height(other) for other in self.stages if name in self.needs[other]), default=0)
+        return sorted(able, key=lambda name: -self._rows[name])
 
 
 def repro(root: Path, targets: Iterable[str], *, at_once: int, force: bool, say: Say) -> int:

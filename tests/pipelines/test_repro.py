@@ -63,7 +63,7 @@ class Project:
         for process in self._started:
             if process.poll() is None:
                 process.kill()
-                process.communicate()
+            process.communicate()
 
     def log(self) -> list[list[str]]:
         path = self.root / "log"
