@@ -35,8 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch "$@"
 
 repro: $(STAMP) ## run the whole chain: data, teacher, distillation, evaluation, report
-	@$(RUN) python -m pipelines.project.dvc_lock
-	@$(RUN) dvc --wait-for-lock repro $(ARGS)
+	@$(RUN) ayf repro $(ARGS)
 
 demo: $(STAMP) ## draw digits from a small student that ships with the project: demo.png
 	@$(RUN) ayf demo $(ARGS)

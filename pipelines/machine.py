@@ -1,4 +1,4 @@
-"""This machine: its cores, its memory, its ports (whether one is free, and which to take for servers of our own)."""
+"""This machine: its cores, GPUs and memory, and its ports (whether one is free, which to take for servers of our own)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def memory_bytes() -> int:
         except (OSError, ValueError):  # not Linux, or no limit: "max"
             continue
     return total
+
+
+def has_gpu() -> bool:
+    """Whether a GPU's driver is here, told without importing torch."""
+    return any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd", "/dev/dxg"))
 
 
 def port_is_free(host: str, port: int) -> bool:

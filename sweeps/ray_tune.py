@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from ayf_core.training.context import STOP_FILE
-from pipelines.execution.own_ray import OwnRay, prepare_environment
-from pipelines.execution.ray_connection import ray_for
+from pipelines.execution.own_ray import prepare_environment
+from pipelines.execution.ray_connection import RayHere, ray_for
 from pipelines.execution.ray_train import InThread
 from pipelines.execution.stopping import STOP_WITHIN_SECONDS, STOPPED
 from pipelines.execution.worker_start import WorkerStart
@@ -65,7 +65,7 @@ def searched_and_confirmed(
     return answer.confirmed(sweep, confirmation)
 
 
-def _enter_ray(stack: ExitStack, resources: Resources, runtime: RuntimeConfig, console: Console) -> OwnRay | None:
+def _enter_ray(stack: ExitStack, resources: Resources, runtime: RuntimeConfig, console: Console) -> RayHere | None:
     """One Ray for search and confirmation, entered when the first of them has something to run."""
     import ray
 

@@ -32,7 +32,8 @@ from ayf_core.sampling.generator import Generator
 from ayf_core.sampling.settings import SamplingSettings
 from ayf_core.sampling.stored import read_sampling, write_sampling
 from pipelines.execution.locks import only_writer
-from pipelines.execution.ray_train import torch_device, worker_threads
+from pipelines.execution.ray_train import torch_device
+from pipelines.execution.shares import worker_threads
 from pipelines.project.declarations import fingerprint
 from pipelines.settings import words as settings
 from pipelines.settings.experiment import Config

@@ -11,6 +11,7 @@ import pytest
 LONGEST_FIRST = (
     "tests/cluster/test_faults.py",
     "tests/reliability/test_faults.py",
+    "tests/reliability/test_shared_ray.py",
     "tests/sweeps/test_sweep.py",
     "tests/pipelines/test_pipeline.py",
     "tests/pipelines/test_many_workers.py",
@@ -26,7 +27,7 @@ LONGEST_FIRST = (
 )
 """The order in which units begin; what no line names comes last. `--durations=40` shows when to change it."""
 
-CUT = ("tests/reliability/test_faults.py",)
+CUT = ("tests/reliability/test_faults.py", "tests/reliability/test_shared_ray.py")
 """Files whose tests are units of their own."""
 
 

@@ -48,23 +48,29 @@ def test_mlflow_s_pages_read_saved_views_from_tags_of_the_experiment() -> None:
             assert wanted in text, wanted
 
 
-def test_ray_s_trainer_takes_the_callbacks_that_it_would_make_and_names_the_unused_ones() -> None:
-    with used("ray", "DataParallelTrainer._create_default_callbacks", "pipelines/execution/workers.py"):
+def test_ray_s_trainer_has_the_parts_that_ours_changes(tmp_path: Path) -> None:
+    with used("ray", "the parts of Ray Train", "pipelines/execution/light_trainer.py"):
         from pipelines.execution.own_ray import prepare_environment
 
         prepare_environment()
-        from ray.train.v2.api import data_parallel_trainer
+        from ray.train.v2._internal.execution.controller import TrainController
+        from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+        from ray.train.v2._internal.execution.worker_group import WorkerGroup
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-        from pipelines.execution.workers import UNUSED_CALLBACKS, light_trainer
+        from pipelines.execution.light_trainer import UNUSED_CALLBACKS, light_trainer
 
-        assert light_trainer()._create_default_callbacks is not (  # type: ignore[attr-defined]
-            data_parallel_trainer.DataParallelTrainer._create_default_callbacks
-        )
-        made = inspect.getsource(data_parallel_trainer.DataParallelTrainer._create_default_callbacks)
-        called = inspect.getsource(data_parallel_trainer.DataParallelTrainer)
-        assert "self._create_default_callbacks()" in called
-        for name in UNUSED_CALLBACKS:
-            assert name in made, name
+        ours = light_trainer(tmp_path)
+        changed = {name for name in vars(ours) if not name.startswith("__")}
+        assert changed == {"_create_default_callbacks", "_initialize_and_run_controller"}
+        called = inspect.getsource(DataParallelTrainer)
+        assert all(f"self.{name}(" in called for name in changed)
+        made = inspect.getsource(DataParallelTrainer._create_default_callbacks)
+        assert all(name in made for name in UNUSED_CALLBACKS)
+        assert "self.worker_group_cls" in inspect.getsource(TrainController)
+        assert "self._init_train_context_on_workers(" in inspect.getsource(WorkerGroup)
+        for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
+            assert callable(getattr(FixedScalingPolicy, name)), name
 
 
 def test_ray_s_raylet_says_that_a_worker_crashed_in_the_words_that_are_looked_for() -> None:
@@ -85,3 +91,22 @@ def test_dvc_s_schema_tells_a_whole_lock_file_from_half_a_one() -> None:
         COMPILED_LOCKFILE_SCHEMA({"schema": "2.0", "stages": {"a": {"cmd": "true"}}})
         with pytest.raises(Invalid):
             COMPILED_LOCKFILE_SCHEMA({"schema": "2.0", "stages": {"a": {"deps": [{"path": "x"}]}}})
+
+
+def test_dvc_s_repository_tells_its_graph_and_waits_for_its_lock(tmp_path: Path) -> None:
+    with used("dvc", "Repo, lock_repo and dvc.repo.reproduce", "pipelines/execution/repro.py"):
+        from dvc.repo import Repo, lock_repo
+        from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+        Repo.init(str(tmp_path), no_scm=True).close()
+        (tmp_path / "dvc.yaml").write_text(
+            "stages: {b: {cmd: cp a b, deps: [a], outs: [b]}, a: {cmd: echo > a, outs: [a]}}\n"
+        )
+        repository = Repo(str(tmp_path), _wait_for_lock=True)
+        with lock_repo(repository):
+            graph = get_active_graph(repository.index.graph)
+            first, second = plan_repro(graph, collect_stages(repository, [str(tmp_path / "dvc.yaml")]))
+            assert [stage.name for stage in (first, second)] == ["a", "b"]
+            assert list(graph.successors(second)) == [first]
+            assert first.changed()
+        repository.close()

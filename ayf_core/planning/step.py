@@ -71,7 +71,7 @@ class Planned:
     shape: tuple[int, ...]
     build: Callable[[], Trained]
     conditions: tuple[str, ...] = ("labels",)
-    options: LoopOptions = LoopOptions()
+    options: LoopOptions = field(default_factory=LoopOptions)
 
     def batch(self, rows: int, device: torch.device | str = "cpu") -> Batch:
         """Any batch of so many samples."""

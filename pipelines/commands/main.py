@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipelines.commands import code, demo, jobs, machine, params, plan, sample, servers, sweep
+from pipelines.commands import code, demo, jobs, machine, params, plan, repro, sample, servers, sweep
 from pipelines.environment import INTERRUPTED
 
 
@@ -44,7 +44,7 @@ def main() -> None:
       ayf params use preset=digits                   choose a starting point
       ayf params set distill.emd.training.steps=500  change a setting
       ayf plan                                       what it will cost: memory, hours, disk
-      dvc repro                                      build what changed
+      ayf repro                                      build what changed, as `dvc repro` does
       ayf code status                                what a change of code rebuilds
       ayf ui                                         look at the runs
       ayf dashboard                                  look at figures over them
@@ -62,6 +62,7 @@ def main() -> None:
 for command in (
     params.params,
     plan.plan,
+    repro.repro,
     code.code,
     machine.doctor,
     demo.demo,

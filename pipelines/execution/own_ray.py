@@ -1,12 +1,7 @@
-"""A Ray of a stage's own on this machine, and what Ray reads from the environment before it is imported.
+"""A Ray of a process's own on this machine, and what Ray reads from the environment before it is imported.
 
-It is kept light. CPU seconds of all Ray processes of a trivial run with one worker (ray 2.60; CPU seconds because
-they depend less than wall time on what else the machine does):
-
-    usual helpers, workers started ahead             18.1
-    without two helpers (`pipelines.execution.workers`)        13.3
-    and without workers started ahead                12.3    <- chosen
-    and with three workers warmed up at the start    23.6
+No worker is started ahead: those of a stage end with it, so a chain would pay for each that is not used, and three
+warm ones cost 11 CPU seconds. `benchmarks/ray_overhead.py` prints what a start takes.
 """
 
 from __future__ import annotations
@@ -18,6 +13,8 @@ import shlex
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ayf_core.errors import AyfError
@@ -29,7 +26,9 @@ RAY_SETTINGS = {
     "RAY_worker_niceness": "0",
     "RAY_AUTH_MODE": "token",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -62,11 +61,30 @@ _TOKEN = secrets.token_hex(32)
 """One a process: Ray reads the token once, so the next Ray of the same process has to take the same."""
 
 
+@contextmanager
+def token_in_use(token: str) -> Iterator[None]:
+    """The environment of a process that speaks to the Ray of this token; RAY_ADDRESS does not matter to it."""
+    saved = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    os.environ["RAY_AUTH_TOKEN"] = token
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 class OwnRay:
-    """A Ray of this stage's (or sweep's) own, on this machine, gone when it ends.
+    """A Ray of this process's own, on this machine, gone when it ends.
 
     Its files lie in a folder of its own, so other people's Ray on the same machine and left-overs of killed
     ones do not matter; nor does RAY_ADDRESS.
+
+    Attributes:
+        logs: where it writes.
+        address: of the head, HOST:PORT, once it runs.
+        token: lets a process in.
 
     Raises:
         AyfError: this Python lies where Ray cannot start it.
@@ -75,6 +93,8 @@ class OwnRay:
     def __init__(self, cpus: int) -> None:
         require_path_for_ray()
         self._cpus = cpus
+        self.token = _TOKEN
+        self.address: str
         # Unix socket paths are limited to 107 bytes: TMPDIR may be too long, /tmp is not.
         base = "/tmp" if os.access("/tmp", os.W_OK) else None
         self._sweep(Path(base or tempfile.gettempdir()))
@@ -82,8 +102,8 @@ class OwnRay:
         self.logs = self._folder / "session_latest" / "logs"
 
     def __enter__(self) -> OwnRay:
-        self._saved = {name: os.environ.pop(name, None) for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+        self._environment = token_in_use(self.token)
+        self._environment.__enter__()
         import ray
 
         if ray.is_initialized():
@@ -112,6 +132,7 @@ class OwnRay:
             _temp_dir=str(self._folder),
             runtime_env=interpreter_of_workers(),
         )
+        self.address = ray.get_runtime_context().gcs_address
 
     @staticmethod
     def _sweep(base: Path) -> None:
@@ -125,8 +146,5 @@ class OwnRay:
         import ray
 
         ray.shutdown()
-        for name, value in self._saved.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        self._environment.__exit__(None, None, None)
         shutil.rmtree(self._folder, ignore_errors=True)

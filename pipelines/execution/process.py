@@ -18,6 +18,7 @@ from ayf_core.errors import AyfError, Preempted
 from pipelines.environment import INTERRUPTED
 from pipelines.execution.attempt import reported_to_job
 from pipelines.execution.run import run_stage
+from pipelines.execution.shared_ray import CHAIN, Chain
 from pipelines.execution.stopping import STOPPED, heed_stop_file, on_sigterm
 from pipelines.project import dvc_lock
 
@@ -89,6 +90,8 @@ def _end_with_parent(root: Path) -> None:
     if writing and not above:
         raise AyfError(f"the dvc that started {os.environ['DVC_STAGE']} is gone: `dvc repro` goes on from here")
     if above:
+        if CHAIN not in os.environ:  # `ayf repro` runs several dvc
+            Chain(root, above[-1].pid).announce()
         threading.Thread(target=_watch, args=(above,), daemon=True, name="watch-dvc").start()
 
 

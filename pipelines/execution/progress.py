@@ -25,6 +25,9 @@ from rich.progress import (
 
 from pipelines.durations import duration
 
+PROGRESS = "AYF_PROGRESS"
+"""Environment variable: `lines` where other stages write to the same terminal, which has room for one bar."""
+
 _RATE_WINDOW = 50
 """Records the shown rate is averaged over: steady, yet it follows a machine that becomes busy."""
 
@@ -45,7 +48,7 @@ class TrainingProgress:
         self._first: Mapping | None = None
         self._tenths_said = 0
         self._note = ""
-        self._live = self._console.is_terminal
+        self._live = self._console.is_terminal and os.environ.get(PROGRESS) != "lines"
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),

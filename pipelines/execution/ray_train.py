@@ -28,9 +28,11 @@ from ayf_core.registry import plugins
 from ayf_core.training.checkpoint_folder import CHECKPOINTS_KEPT
 from ayf_core.training.context import LocalContext
 from pipelines.execution.follower import Follower, OnLog
+from pipelines.execution.light_trainer import light_trainer
 from pipelines.execution.own_ray import prepare_environment
 from pipelines.execution.progress import TrainingProgress
 from pipelines.execution.ray_connection import cluster_cpus, cluster_gpus, ray_for, require_room, require_shared
+from pipelines.execution.shares import worker_threads
 from pipelines.execution.stopping import handler_kept, has_stopped, stoppable
 from pipelines.execution.worker_start import WorkerStart
 from pipelines.execution.workers import (
@@ -39,11 +41,9 @@ from pipelines.execution.workers import (
     TrainFunction,
     TrainingJob,
     guarded,
-    light_trainer,
     result_or_error,
     train_on_worker,
 )
-from pipelines.machine import core_count
 from pipelines.tracking.retry import retry_for
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _run_on_ray(job: TrainingJob, runtime: RuntimeConfig, progress: TrainingProg
         progress.note("starting the workers")
         from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-        trainer = light_trainer()(
+        trainer = light_trainer(folder)(
             train_on_worker,
             train_loop_config={"job": dataclasses.replace(job, threads=threads)},
             scaling_config=ScalingConfig(
@@ -208,15 +208,8 @@ def _explain(error: Exception, folder: Path, logs: Path) -> AyfError:
     return AyfError(f"{what}: {first_line(cause)}; more in {places}")
 
 
-def worker_threads(runtime: RuntimeConfig) -> int:
-    """Threads of each worker: as set, or this machine's cores (those this process may use) shared out."""
-    if runtime.threads_per_worker is not None:
-        return runtime.threads_per_worker
-    return max(1, core_count() // (runtime.workers + runtime.teacher_workers))
-
-
 def cluster_threads(runtime: RuntimeConfig) -> int:
-    """The same of the connected cluster's CPUs, but no more than a node has."""
+    """`worker_threads` of the connected cluster's CPUs, but no more than a node has."""
     import ray
 
     if runtime.threads_per_worker is not None:

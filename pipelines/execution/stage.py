@@ -160,7 +160,7 @@ class Stage:
     @property
     def threads(self) -> int:
         """Threads for a stage that computes in this process."""
-        from pipelines.execution.ray_train import worker_threads
+        from pipelines.execution.shares import worker_threads
 
         return worker_threads(self.runtime)
 

@@ -21,7 +21,6 @@ TrainFunction = Callable[[dict, TrainingContext], dict]
 
 WORKERS_NOTE = "placement_group"
 FAILURE = "failure.json"
-UNUSED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 
 
 def ray_context(folder: Path, stop_file: Path, keep: int | None) -> LocalContext:
@@ -138,19 +137,3 @@ def result_or_error(outcome: dict) -> dict:
     if "failure" in outcome:
         raise AyfError(outcome["failure"]["message"])
     return outcome["result"]
-
-
-def light_trainer() -> type:
-    """`TorchTrainer` without two helpers that have no use here, each a process that takes more than a second to start.
-
-    One hands out Ray Data sets (there are none); one outlives the controller to free its workers (the whole Ray ends
-    with this process, and a sweep frees those of its trials by `release_workers`).
-    """
-    from ray.train.torch import TorchTrainer
-
-    class LightTrainer(TorchTrainer):
-        def _create_default_callbacks(self) -> list:
-            made = super()._create_default_callbacks()  # type: ignore[misc]
-            return [c for c in made if type(c).__name__ not in UNUSED_CALLBACKS]
-
-    return LightTrainer

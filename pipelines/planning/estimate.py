@@ -21,6 +21,7 @@ from ayf_core.training.callbacks import SNAPSHOTS
 from ayf_core.training.checkpoint_folder import CHECKPOINTS_KEPT
 from ayf_core.training.micro_batches import micro_batches_of
 from ayf_core.training.options import LoopOptions
+from pipelines.execution.shares import worker_threads
 from pipelines.machine import core_count, memory_bytes
 from pipelines.planning.chain import Chain
 from pipelines.stages.distill import guidance_of
@@ -59,7 +60,7 @@ class Device:
             here = torch.cuda.get_device_properties(0)
             return cls(here.name, here.total_memory - RESERVED_BYTES, "cuda")
         workers = runtime.workers + runtime.teacher_workers
-        threads = threads_of(runtime)
+        threads = worker_threads(runtime)
         memory = max(0.0, memory_bytes() / workers - RESERVED_BYTES)
         return cls(f"this machine's CPU, {threads} thread{'s' * (threads > 1)} a worker", memory, "cpu")
 
@@ -258,7 +259,7 @@ def _seconds(
     if cost.peak > _MEASURABLE * device.memory:
         return None, "not measured: a step does not fit here"
     before = torch.get_num_threads()
-    torch.set_num_threads(threads_of(runtime))
+    torch.set_num_threads(worker_threads(runtime))
     try:
         timing = measured_step(planned, rows, device.kind)
     finally:
@@ -335,8 +336,3 @@ def _hours(flops: float, alike: TrainingEstimate | None, device: Device) -> floa
     if device.hardware is not None:
         return flops / (MATRIX_FRACTION * device.hardware.float32) / 3600
     return None
-
-
-def threads_of(runtime: RuntimeConfig) -> int:
-    """Of each worker on this machine."""
-    return runtime.threads_per_worker or max(1, core_count() // (runtime.workers + runtime.teacher_workers))

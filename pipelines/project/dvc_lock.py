@@ -101,9 +101,22 @@ def _mend_rwlock(root: Path, gone: Set[int]) -> None:
             path.unlink()
             print(f"{path.relative_to(root)} was cut off when a dvc was killed: removed", file=sys.stderr)
             return
-        kept = _without(noted, gone)
+        kept = _without(noted, gone | _zombies(noted))
         if kept != noted:
             write_whole(path, json.dumps(kept))
+
+
+def _zombies(noted: dict[str, Any]) -> set[int]:
+    """Holders that have ended although nobody has asked how: DVC takes them for alive, in a container for ever."""
+    import psutil
+
+    found = set()
+    read = [holder for holders in noted.get("read", {}).values() for holder in holders]
+    for number in {holder["pid"] for holder in [*noted.get("write", {}).values(), *read]}:
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(number).status() == psutil.STATUS_ZOMBIE:
+                found.add(number)
+    return found
 
 
 def _without(noted: dict[str, Any], gone: Set[int]) -> dict[str, Any]:

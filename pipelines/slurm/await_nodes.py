@@ -7,8 +7,8 @@ import sys
 import time
 
 from ayf_core.errors import AyfError
+from pipelines.execution.existing_ray import ExistingRay
 from pipelines.execution.own_ray import prepare_environment
-from pipelines.execution.ray_connection import ExistingRay
 
 
 def main(count: int, seconds: float) -> str:

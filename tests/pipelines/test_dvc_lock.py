@@ -7,8 +7,10 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from dvc.lock import make_lock
 from dvc.rwlock import SCHEMA
@@ -65,6 +67,21 @@ def test_only_the_named_processes_are_forgotten(tmp_path: Path) -> None:
     dvc_lock.mend(tmp_path, {11})
     assert SCHEMA(json.loads(lock.read_text())) == {"write": {"/b": theirs}, "read": {"/c": [theirs], "/d": []}}
     assert dvc_lock.writers(tmp_path) == {12}
+
+
+def test_a_process_that_has_ended_and_was_not_asked_how_is_forgotten(tmp_path: Path) -> None:
+    ended, alive = (subprocess.Popen(["sleep", seconds]) for seconds in ("0", "60"))
+    try:
+        while psutil.Process(ended.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
+        noted = {"write": {f"/{each.pid}": {"pid": each.pid, "cmd": "dvc"} for each in (ended, alive)}}
+        lock_of(tmp_path, json.dumps(SCHEMA(noted)))
+        dvc_lock.mend(tmp_path)
+        assert dvc_lock.writers(tmp_path) == {alive.pid}
+    finally:
+        alive.kill()
+        for each in (ended, alive):
+            each.wait()
 
 
 def test_without_a_lock_there_is_nothing_to_mend(tmp_path: Path) -> None:

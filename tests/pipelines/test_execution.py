@@ -10,8 +10,11 @@ from rich.console import Console
 
 from ayf_core.errors import AyfError
 from ayf_core.training.context import read_metrics
+from pipelines.execution import shares
 from pipelines.execution.progress import TrainingProgress
-from pipelines.execution.ray_train import run_training, worker_threads
+from pipelines.execution.ray_train import run_training
+from pipelines.execution.shares import worker_threads
+from pipelines.settings.runtime import RuntimeConfig
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("toy_project", HERE / "toy_project.py")
@@ -95,8 +98,29 @@ def test_threads_are_shared_out_between_workers_unless_set():
     assert worker_threads(runtime) == 1
     runtime.threads_per_worker = 3
     assert worker_threads(runtime) == 3
-    runtime.threads_per_worker, runtime.workers = None, 1
+    runtime.threads_per_worker, runtime.workers, runtime.stages_at_once = None, 1, 1
     assert worker_threads(runtime) == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpu", "settings", "stages", "threads"),
+    [
+        (2, False, {}, 2, 1),
+        (1, False, {}, 1, 1),
+        (16, False, {}, 4, 4),
+        (16, False, {"workers": 8}, 2, 1),
+        (16, True, {}, 1, 16),
+        (16, True, {"device": "cpu"}, 4, 4),
+        (16, False, {"device": "cuda"}, 1, 16),
+        (16, False, {"stages_at_once": 2}, 2, 8),
+        (2, False, {"threads_per_worker": 2}, 2, 2),
+    ],
+)
+def test_cores_are_shared_out_between_stages_by_the_runtime_alone(monkeypatch, cores, gpu, settings, stages, threads):
+    monkeypatch.setattr(shares, "core_count", lambda: cores)
+    monkeypatch.setattr(shares, "has_gpu", lambda: gpu)
+    runtime = RuntimeConfig(**settings)
+    assert (shares.stages_at_once(runtime), worker_threads(runtime)) == (stages, threads)
 
 
 def test_outside_a_terminal_progress_is_a_line_every_tenth():

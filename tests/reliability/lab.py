@@ -67,9 +67,10 @@ class Lab:
         return cls(root, **runtime)  # type: ignore[arg-type]
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Start `dvc ...` or `stage NAME` in the project, in a process group of its own."""
+        """Start `dvc ...`, `ayf ...` or `stage NAME` in the project, in a process group of its own."""
         dvc_lock.mend(self.root)  # as `make repro` does
-        words = {"dvc": ["-m", "dvc"], "stage": ["-m", "pipelines"]}[command[0]]
+        modules = {"dvc": "dvc", "ayf": "pipelines.commands.main", "stage": "pipelines"}
+        words = ["-m", modules[command[0]]]
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "RAY_", "AYF_"))}
         ours = {"AYF_RUNTIME": str(self.root / "runtime.yaml"), "OMP_NUM_THREADS": "1", "CI": "true"}
         ours |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(self.root)}
