@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
     from pipelines.tracking.runs import StageRun
 
+PREVIEW = "preview.png"
+"""In a training's folder: a picture of what was trained."""
+
+PREVIEWS = "reports/previews"
+
 Launch = Callable[..., dict]
 Watch = Callable[..., Any]
 """Something that follows the training of a generator without changing it; travels to the workers."""
@@ -46,6 +51,7 @@ class Stage:
         run: where its story is written.
         launch: runs a training function, as `pipelines.execution.ray_train.run_training` does.
         watch: follows the training of a generator, if somebody wants to.
+        shows_pictures: whether a person sees what was trained as it comes: not of a sweep's trials.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Stage:
         self.run: StageRun
         self.launch: Launch | None = None
         self.watch: Watch | None = None
+        self.shows_pictures = runs is None
 
     def input(self, path: str) -> Path:
         """A declared dep's place. Raises AyfError for an undeclared one: DVC would not notice its changes."""
@@ -141,6 +148,20 @@ class Stage:
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(self.training_folder() / "final", place, copy_function=_link_or_copy)
         return place
+
+    def show_preview(self, name: str, words: str) -> None:
+        """Show the picture that the training left, if it did: a file, a line that names it, and the run's copy.
+
+        No output of the stage: it is of what was trained last, and DVC neither keeps nor restores it.
+        """
+        picture = self.training_folder() / PREVIEW
+        if not picture.exists():
+            return
+        self.run.log_artifact(picture)
+        shown = Path(PREVIEWS) / f"{name}.png"
+        (self.root / PREVIEWS).mkdir(parents=True, exist_ok=True)
+        write_whole(self.root / shown, picture.read_bytes())
+        print(f"{self.name}: {words}: {shown}", flush=True)
 
     def publish_dashboard(self, path: str) -> None:
         """Draw the dashboard over the store as it is now. No output of the stage: it names runs and times."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ayf_core.conditions import ConditionSpec, class_labels
 from ayf_core.data.latents import LatentDataset
+from ayf_core.files import first_line
 from ayf_core.guidance.scale import GuidanceRange
 from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.spec import NetworkSpec
 from ayf_core.registry import Chosen
+from ayf_core.sampling.generator import Generator
 from ayf_core.training.artefact import save_model
 from ayf_core.training.callbacks import FollowAverages
 from ayf_core.training.context import TrainingContext
@@ -18,9 +22,13 @@ from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
 from ayf_core.training.trainer import Callback, Trainer
 from ayf_core.training_settings import TrainingSettings
+from pipelines.execution.stage import PREVIEW
 from pipelines.stages.job import Job
+from pipelines.stages.pictures import preview
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from pipelines.execution.stage import Stage
     from pipelines.settings import experiment as schema
 
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
 def keep_model(config: schema.Config, stage: Stage, output: str) -> None:
     """Take the trained model as the stage's output, and register it, for example as `models:/digits-emd@current`."""
     folder = stage.keep(output)
+    stage.show_preview(folder.name, "samples")
     stage.run.register_model(folder, f"{config.data.kind}-{folder.name}", "current")
 
 
@@ -99,4 +108,14 @@ def finish(
             guidance=guidance,
             **details,
         )
+        if job.preview:
+            save_preview(context, lambda: preview(Generator.load(context.folder / "final", context.device)))
     return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+
+
+def save_preview(context: TrainingContext, draw: Callable[[], Image]) -> None:
+    """Leave a picture of what was trained in its folder; one that cannot be drawn does not undo the training."""
+    try:
+        draw().save(context.folder / PREVIEW)
+    except Exception as error:
+        print(f"no picture of what was trained: {first_line(error)}", file=sys.stderr)

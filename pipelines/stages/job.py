@@ -44,6 +44,7 @@ class Job:
 
     Attributes:
         data, features, neighbours: the data set, and what it will be evaluated by.
+        preview: whether to leave a picture of what was trained, `PREVIEW`, in the training's folder.
     """
 
     seed: int
@@ -54,6 +55,7 @@ class Job:
     latents: Path | None = None
     codec: Path | None = None
     watch: Watch | None = None
+    preview: bool = False
 
     def dataset(self) -> DataSet:
         """The images or points themselves. Raises AyfError where evaluation could not measure against them."""
@@ -104,4 +106,5 @@ def _job(config: schema.Config, stage: Stage) -> Job:
         data=config.data,
         features=config.features,
         neighbours=config.evaluation.neighbours,
+        preview=stage.shows_pictures,
     )
