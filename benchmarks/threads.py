@@ -72,7 +72,8 @@ def steps_a_second(setting: Setting, steps: int) -> float:
 def a_core_taken() -> Iterator[None]:
     """While another process counts on one of the cores."""
     core = min(os.sched_getaffinity(0))
-    code = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    # It ends by itself where this process is killed.
+    code = f"import os; os.sched_setaffinity(0, [{core}]); parent = os.getppid()\nwhile os.getppid() == parent: pass"
     other = subprocess.Popen([sys.executable, "-c", code])
     try:
         time.sleep(0.2)
@@ -97,11 +98,12 @@ if __name__ == "__main__":
     quiet: dict[str, list[float]] = {setting[0]: [] for setting in tried}
     beside: dict[str, list[float]] = {setting[0]: [] for setting in tried}
     load = os.getloadavg()[0]
-    for _ in range(max(2, asked.repeats)):
+    for repeat in range(max(2, asked.repeats)):
         for setting in tried:
             quiet[setting[0]].append(steps_a_second(setting, asked.steps))
             with a_core_taken():
                 beside[setting[0]].append(steps_a_second(setting, asked.steps))
+        print(f"repetition {repeat + 1} done", file=sys.stderr, flush=True)
     print(f"steps a second, quiet and beside a process on one core (load before: {load:.1f})")
     for name in quiet:
         print(f"  {name:26}  {spread(quiet[name])}   {spread(beside[name])}")
