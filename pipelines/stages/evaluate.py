@@ -184,7 +184,8 @@ class Memory:
     def recall(self, key: str) -> Measures | None:
         return self.known.get(key)
 
-    def keep(self, key: str, measures: Measures) -> None:
+    def keep(self, key: str, measures: Measures) -> Measures:
         with self._writing:
             self.known[key] = measures
             write_whole(self.path, json.dumps(self.known))
+        return measures
