@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
     from pipelines.tracking.runs import StageRun
 
-PREVIEW = "preview.png"
-"""In a training's folder: a picture of what was trained."""
-
 PREVIEWS = "reports/previews"
 
 Launch = Callable[..., dict]
@@ -149,12 +146,11 @@ class Stage:
         shutil.copytree(self.training_folder() / "final", place, copy_function=_link_or_copy)
         return place
 
-    def show_preview(self, name: str, words: str) -> None:
-        """Show the picture that the training left, if it did: a file, a line that names it, and the run's copy.
+    def show(self, picture: Path, name: str, words: str) -> None:
+        """Show a picture, if it is there: a file of the project, a line that names it, and the run's copy.
 
         No output of the stage: it is of what was trained last, and DVC neither keeps nor restores it.
         """
-        picture = self.training_folder() / PREVIEW
         if not picture.exists():
             return
         self.run.log_artifact(picture)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
 
 
+PREVIEW = "preview.png"
+"""In a training's folder: a picture of what was trained."""
+
+
 class Watch(Protocol):
     """Something that wants to follow a generator's training without changing it; travels to the workers."""
 

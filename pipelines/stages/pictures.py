@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -67,8 +68,9 @@ def labelled_columns(columns: Mapping[str, Image.Image], title_height: int = 26)
     return sheet
 
 
-def preview(model: Generator, columns: int = 10) -> Image.Image:
-    """A first look at what a model draws, one class a row: always the same noise."""
+def samples(folder: Path, device: torch.device | str = "cpu", columns: int = 10) -> Image.Image:
+    """A first look at what the model in a folder draws, one class a row: always the same noise."""
+    model = Generator.load(folder, device)
     noise, condition = preview_inputs(model, columns, seed=0)
     return grid(model.sample(noise, model.sampler.preview_evaluations, condition).x, columns)
 

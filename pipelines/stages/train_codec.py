@@ -17,8 +17,7 @@ from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.phases import Phase
 from pipelines.stages.assembly import fit, save_preview
-from pipelines.stages.job import Job, data_job
-from pipelines.stages.pictures import reconstructions
+from pipelines.stages.job import PREVIEW, Job, data_job
 
 if TYPE_CHECKING:
     from pipelines.execution.stage import Stage
@@ -31,7 +30,8 @@ def run(config: schema.Config, stage: Stage) -> None:
     if codec.needs_training:
         result = stage.train(train, {"job": job, "codec": codec})
         stage.keep("models/codec")
-        stage.show_preview("codec", "real images above, decoded ones below")
+        picture = stage.training_folder() / PREVIEW
+        stage.show(picture, "codec", "real images above, decoded ones below")
         stage.run.log_values({"reconstruction_rmse": result["reconstruction_rmse"]})
     else:
         shape = job.dataset().shape
@@ -76,7 +76,7 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     if context.rank == 0:
         codec.save(context.folder / "final")
         if job.preview and len(dataset.shape) == 3:
-            save_preview(context, lambda: reconstructions(codec, dataset.test.x))
+            save_preview(context, "reconstructions", codec, dataset.test.x)
     mean, _ = codec.encode(dataset.test.x)
     error = (codec.decode(mean) - dataset.test.x).square().mean().sqrt()
     return {"reconstruction_rmse": float(error)}

@@ -9,11 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.execution.stage import PREVIEW, PREVIEWS, Stage
+from pipelines.execution.stage import PREVIEWS, Stage
+from pipelines.project.code import stage_code
 from pipelines.project.declarations import Declaration
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages.assembly import save_preview
+from pipelines.stages.job import PREVIEW
 from pipelines.stages.pictures import GAP, reconstructions
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class Kept:
@@ -46,16 +50,17 @@ def test_what_a_training_left_is_shown_in_the_project_and_kept_with_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stage = stage_of(tmp_path)
-    stage.show_preview("codec", "samples")
+    picture = stage.training_folder() / PREVIEW
+    stage.show(picture, "codec", "samples")
     assert not (tmp_path / PREVIEWS).exists()
     context: Any = SimpleNamespace(folder=stage.training_folder())
     context.folder.mkdir(parents=True)
-    save_preview(context, lambda: Image.new("RGB", (3, 2)))
+    save_preview(context, "reconstructions", Halves(), torch.zeros(1, 1, 8, 8))
     for _ in range(2):  # a stage that was interrupted after its training shows it again
-        stage.show_preview("codec", "samples")
+        stage.show(picture, "codec", "samples")
     shown = tmp_path / PREVIEWS / "codec.png"
-    with Image.open(shown) as picture:
-        assert picture.size == (3, 2)
+    with Image.open(shown) as found:
+        assert found.size == (44, 86)
     assert stage.run.artifacts[0] == shown.read_bytes()
     assert capsys.readouterr().out.splitlines() == [f"train_codec: samples: {PREVIEWS}/codec.png"] * 2
 
@@ -63,12 +68,19 @@ def test_what_a_training_left_is_shown_in_the_project_and_kept_with_the_run(
 def test_a_picture_that_cannot_be_drawn_does_not_undo_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def draw() -> Image.Image:
-        raise OSError("no space left")
-
-    save_preview(SimpleNamespace(folder=tmp_path), draw)  # type: ignore[arg-type]
+    context: Any = SimpleNamespace(folder=tmp_path)
+    save_preview(context, "samples", tmp_path / "nowhere")
     assert not (tmp_path / PREVIEW).exists()
-    assert capsys.readouterr().err == "no picture of what was trained: no space left\n"
+    error = capsys.readouterr().err
+    assert error.startswith("no picture of what was trained: ")
+    assert error.count("\n") == 1
+
+
+def test_what_draws_pictures_is_no_part_of_a_trainings_code() -> None:
+    trainings = ["train_codec", "train_teacher", "distill@emd", "finetune_adversarial"]
+    for modules in stage_code(REPOSITORY, trainings).values():
+        assert "pipelines.stages.assembly" in modules
+        assert not [m for m in modules if m.startswith(("ayf_core.sampling", "pipelines.stages.pictures"))]
 
 
 def test_the_trials_of_a_sweep_draw_no_pictures(tmp_path: Path) -> None:
