@@ -1,4 +1,4 @@
-"""This machine: its cores, GPUs and memory, and its ports (whether one is free, which to take for servers of our own)."""
+"""This machine: its cores, GPUs and memory, and its ports: whether one is free, which to take for our own servers."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int64
@@ -26,27 +27,40 @@ def frechet_distance(a: Float[Tensor, "N F"], b: Float[Tensor, "M F"]) -> float:
     2017, arXiv:1706.08500, eq. 6). It is FID only for Inception-v3 features.
     """
     a, b = _pair(a, b)
-    return frechet_distance_of_gaussians(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
+    return frechet_distance_of_gaussians(Gaussian.of(a), Gaussian.of(b))
 
 
-def frechet_distance_of_gaussians(
-    mean_a: Float[Tensor, " F"],
-    covariance_a: Float[Tensor, "F F"],
-    mean_b: Float[Tensor, " F"],
-    covariance_b: Float[Tensor, "F F"],
-) -> float:
-    """The distance of `frechet_distance` from means and covariances.
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean and unbiased covariance, in float64."""
+
+    mean: Float[Tensor, " F"]
+    covariance: Float[Tensor, "F F"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "N F"]) -> Gaussian:
+        """The one fitted to samples; raises as `as_features` does."""
+        x = as_features(x)
+        return cls(x.mean(0), torch.cov(x.T).reshape(2 * x.shape[1:]))
+
+    @cached_property
+    def root(self) -> Float[Tensor, "F F"]:
+        """The symmetric square root of the covariance."""
+        return _square_root(self.covariance)
+
+
+def frechet_distance_of_gaussians(a: Gaussian, b: Gaussian) -> float:
+    """The distance of `frechet_distance` between two Gaussians.
 
     The trace of (C_a^1/2 C_b C_a^1/2)^1/2 is the sum of the singular values of C_a^1/2 C_b^1/2. This stays
     real and accurate where covariances are singular, where a square root of the product C_a C_b turns
     complex.
     """
-    covariance_a, covariance_b = covariance_a.double().reshape(2 * [len(mean_a)]), covariance_b.double()
-    covariance_b = covariance_b.reshape(covariance_a.shape)
-    product = _square_root(covariance_a) @ _square_root(covariance_b)
-    cross = torch.linalg.svdvals(product).sum()
-    shift = (mean_a.double() - mean_b.double()).square().sum()
-    distance = shift + covariance_a.trace() + covariance_b.trace() - 2.0 * cross
+    if len(a.mean) != len(b.mean):
+        raise ValueError(f"the Gaussians have {len(a.mean)} and {len(b.mean)} dimensions")
+    cross = torch.linalg.svdvals(a.root @ b.root).sum()
+    shift = (a.mean - b.mean).square().sum()
+    distance = shift + a.covariance.trace() + b.covariance.trace() - 2.0 * cross
     return max(distance.item(), 0.0)
 
 
@@ -79,7 +93,9 @@ class PRDC:
     coverage: float
 
 
-def precision_recall_density_coverage(real: Float[Tensor, "N F"], fake: Float[Tensor, "M F"], k: int) -> PRDC:
+def precision_recall_density_coverage(
+    real: Float[Tensor, "N F"], fake: Float[Tensor, "M F"], k: int, real_radius: Float[Tensor, " N"] | None = None
+) -> PRDC:
     """Quality and diversity apart, by balls that reach to each point's k-th nearest neighbour in its own set.
 
     With B(x) the closed ball around x of the distance to its k-th nearest neighbour (itself not counted):
@@ -88,13 +104,17 @@ def precision_recall_density_coverage(real: Float[Tensor, "N F"], fake: Float[Te
     B(real) around it, divided by k; coverage, the share of reals whose B(real) holds a fake (Naeem et al.
     2020, arXiv:2002.09797, eqs. 3 and 5). Density and coverage bear outliers better.
 
+    Args:
+        real_radius: `kth_neighbour(real, k)`, where it is known already.
+
     Raises:
         AyfError: a set has k samples or fewer.
     """
     real, fake = _pair(real, fake)
     if k < 1 or k >= min(len(real), len(fake)):
         raise AyfError(f"k is {k}: it must be at least 1 and below the smaller set, {min(len(real), len(fake))}")
-    real_radius, fake_radius = _kth_neighbour(real, k), _kth_neighbour(fake, k)
+    fake_radius = kth_neighbour(fake, k)
+    real_radius = kth_neighbour(real, k) if real_radius is None else real_radius
     in_balls = 0
     recalled, covered = 0, 0
     fake_is_inside = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
@@ -217,6 +237,12 @@ def nearest_distances(
     return torch.cat(distances), torch.cat(indices)
 
 
+def kth_neighbour(x: Float[Tensor, "N F"], k: int) -> Float[Tensor, " N"]:
+    """Euclidean distance of each row to its k-th nearest other row; k is at least 1 and below N."""
+    # The smallest of the k + 1 is the row itself, at 0.
+    return torch.cat([_distances(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(CHUNK)])
+
+
 def as_features(x: Float[Tensor, "N F"], at_least: int = 2) -> Float[Tensor, "N F"]:
     """x in float64, checked.
 
@@ -245,12 +271,6 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     # Differences, not the faster expansion of the square: a copy must be at distance 0 exactly.
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _kth_neighbour(x: Tensor, k: int) -> Tensor:
-    """Distance of each row to its k-th nearest other row."""
-    # The smallest of the k + 1 is the row itself, at 0.
-    return torch.cat([_distances(rows, x).kthvalue(k + 1, dim=1).values for rows in x.split(CHUNK)])
 
 
 def _square_root(covariance: Tensor) -> Tensor:

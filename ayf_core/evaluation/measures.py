@@ -23,17 +23,52 @@ from torch import Tensor
 
 from ayf_core.evaluation.distances import (
     PRDC,
+    Gaussian,
+    as_features,
     checkerboard_divergence,
-    frechet_distance,
+    frechet_distance_of_gaussians,
     kernel_distance,
+    kth_neighbour,
     precision_recall_density_coverage,
     sliced_wasserstein,
 )
-from ayf_core.evaluation.memorisation import Memorisation, nearest_neighbour_check
+from ayf_core.evaluation.memorisation import Memorisation, RealNeighbours, nearest_neighbour_check
 from ayf_core.registry import register
 
 PROJECTIONS = 128
 """Directions of the sliced Wasserstein distance."""
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real samples, as features or points, and what depends on them alone: computed once, when first asked for.
+
+    Attributes:
+        neighbours: k of precision, recall, density and coverage.
+        half_width: half the side of the square that points lie in.
+    """
+
+    train: Float[Tensor, "T F"]
+    test: Float[Tensor, "M F"]
+    neighbours: int = 0
+    half_width: float = 0.0
+
+    @cached_property
+    def train_gaussian(self) -> Gaussian:
+        return Gaussian.of(self.train)
+
+    @cached_property
+    def test_gaussian(self) -> Gaussian:
+        return Gaussian.of(self.test)
+
+    @cached_property
+    def test_radius(self) -> Float[Tensor, " M"]:
+        """Of the balls of precision, density and coverage."""
+        return kth_neighbour(as_features(self.test), self.neighbours)
+
+    @cached_property
+    def nearest(self) -> RealNeighbours:
+        return RealNeighbours.of(self.train, self.test)
 
 
 @dataclass(frozen=True)
@@ -43,16 +78,19 @@ class Compared:
     Attributes:
         generated: of the model, as many as there are training data.
         seed: of whatever a measure draws.
-        neighbours: k of precision, recall, density and coverage.
-        half_width: half the side of the square that points lie in.
     """
 
     generated: Float[Tensor, "N F"]
-    train: Float[Tensor, "T F"]
-    test: Float[Tensor, "M F"]
+    real: Real
     seed: int
-    neighbours: int = 0
-    half_width: float = 0.0
+
+    @property
+    def train(self) -> Float[Tensor, "T F"]:
+        return self.real.train
+
+    @property
+    def test(self) -> Float[Tensor, "M F"]:
+        return self.real.test
 
     @cached_property
     def as_many_as_test(self) -> Float[Tensor, "M F"]:
@@ -61,11 +99,13 @@ class Compared:
 
     @cached_property
     def shares(self) -> PRDC:
-        return precision_recall_density_coverage(self.test, self.as_many_as_test, self.neighbours)
+        return precision_recall_density_coverage(
+            self.test, self.as_many_as_test, self.real.neighbours, self.real.test_radius
+        )
 
     @cached_property
     def copies(self) -> Memorisation:
-        return nearest_neighbour_check(self.generated, self.train, self.test)
+        return nearest_neighbour_check(self.generated, self.train, self.test, self.real.nearest)
 
 
 def subset(x: Float[Tensor, "N F"], count: int, seed: int) -> Float[Tensor, "M F"]:
@@ -88,7 +128,7 @@ def subset(x: Float[Tensor, "N F"], count: int, seed: int) -> Float[Tensor, "M F
 )
 def fd(compared: Compared) -> float:
     """To all training data, the field's convention: a model that copies them has 0."""
-    return frechet_distance(compared.generated, compared.train)
+    return frechet_distance_of_gaussians(Gaussian.of(compared.generated), compared.real.train_gaussian)
 
 
 @register(
@@ -103,7 +143,7 @@ def fd(compared: Compared) -> float:
     format=".3g",
 )
 def fd_test(compared: Compared) -> float:
-    return frechet_distance(compared.as_many_as_test, compared.test)
+    return frechet_distance_of_gaussians(Gaussian.of(compared.as_many_as_test), compared.real.test_gaussian)
 
 
 @register(
@@ -197,7 +237,7 @@ def authenticity(compared: Compared) -> float:
 )
 def jsd(compared: Compared) -> float:
     """Of densities, in nats, to the test split."""
-    return checkerboard_divergence(compared.test, compared.generated, board_half_width=compared.half_width)
+    return checkerboard_divergence(compared.test, compared.generated, board_half_width=compared.real.half_width)
 
 
 @register(

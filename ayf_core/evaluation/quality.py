@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ayf_core.evaluation.catalogue import applicable
 from ayf_core.evaluation.features.base import FeatureExtractor
-from ayf_core.evaluation.measures import Compared, subset
+from ayf_core.evaluation.measures import Compared, Real, subset
 
 FLOOR_DRAWS = 20
 
@@ -47,7 +48,11 @@ class ImageReference:
         return _mean([_values(draw, ["features"], floor=True) for draw in draws])
 
     def _beside(self, features: Tensor, seed: int) -> Compared:
-        return Compared(features, self.train, self.test, seed, neighbours=self.neighbours)
+        return Compared(features, self._real, seed)
+
+    @cached_property
+    def _real(self) -> Real:
+        return Real(self.train, self.test, neighbours=self.neighbours)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,11 @@ class PointReference:
         return ["points"] if self.half_width is None else ["points", "half_width"]
 
     def _beside(self, points: Tensor, seed: int) -> Compared:
-        return Compared(points, self.train, self.test, seed, half_width=self.half_width or 0.0)
+        return Compared(points, self._real, seed)
+
+    @cached_property
+    def _real(self) -> Real:
+        return Real(self.train, self.test, half_width=self.half_width or 0.0)
 
 
 def _values(compared: Compared, gives: list[str], floor: bool = False) -> dict[str, float]:

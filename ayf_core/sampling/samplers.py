@@ -48,12 +48,14 @@ class Sampler(ABC):
         guidance: the guidance scales that the network learnt, None where it is not told any.
         takes_settings: whether there are `SamplingSettings` to choose (times, γ, λ).
         words: what the way of sampling is called where it takes no settings.
+        preview_evaluations: enough for a first look at what it draws.
     """
 
     network: MeanVelocityNetwork
     guidance: GuidanceRange | None = None
     takes_settings: ClassVar[bool]
     words: ClassVar[str]
+    preview_evaluations: ClassVar[int]
 
     @abstractmethod
     def sample(
@@ -82,6 +84,14 @@ class Sampler(ABC):
         """Of the guidance scales that are asked for, those to show pictures of; [None] of a model without λ."""
 
     @abstractmethod
+    def effective_scale(self, asked: float | None) -> float | None:
+        """λ as it acts on the samples: where it is equal for two that are asked for, so are the samples."""
+
+    @abstractmethod
+    def nfe(self, evaluations: int, guidance_scale: float | None = None) -> int:
+        """Network evaluations that a sample costs: what `Samples.nfe` will count."""
+
+    @abstractmethod
     def gamma_curve(self, plan: EvaluationPlan) -> list[tuple[int, float]]:
         """(evaluations, γ) at which the model is measured against γ; none where there is no γ."""
 
@@ -96,6 +106,7 @@ class StudentSampler(Sampler):
 
     takes_settings = True
     words = "jumps"
+    preview_evaluations = 4
 
     def sample(
         self,
@@ -127,6 +138,12 @@ class StudentSampler(Sampler):
         learnt = self.guidance
         return [None] if learnt is None else [scale for scale in asked if scale in learnt]
 
+    def effective_scale(self, asked: float | None) -> float | None:
+        return None if self.guidance is None else self.guidance.check(asked)
+
+    def nfe(self, evaluations: int, guidance_scale: float | None = None) -> int:
+        return evaluations
+
     def gamma_curve(self, plan: EvaluationPlan) -> list[tuple[int, float]]:
         return [(plan.guidance_steps, gamma) for gamma in plan.gammas]
 
@@ -146,6 +163,7 @@ class TeacherSampler(Sampler):
     guided: VelocityField | None = None
     takes_settings = False
     words = "an ODE solver"
+    preview_evaluations = 15
 
     def sample(
         self,
@@ -183,6 +201,14 @@ class TeacherSampler(Sampler):
 
     def scales(self, asked: Sequence[float]) -> list[float | None]:
         return [None]
+
+    def effective_scale(self, asked: float | None) -> float | None:
+        # λ = 1 takes all of the teacher and nothing of the other network: the same velocity, at twice the price.
+        return None if asked == UNGUIDED else asked
+
+    def nfe(self, evaluations: int, guidance_scale: float | None = None) -> int:
+        guided = self.guided if guidance_scale is not None else None
+        return evaluations * (1 if guided is None else guided.evaluations_per_call)
 
     def gamma_curve(self, plan: EvaluationPlan) -> list[tuple[int, float]]:
         return []

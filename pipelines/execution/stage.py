@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
     from pipelines.tracking.runs import StageRun
 
+PREVIEWS = "reports/previews"
+
 Launch = Callable[..., dict]
 Watch = Callable[..., Any]
 """Something that follows the training of a generator without changing it; travels to the workers."""
@@ -47,6 +49,7 @@ class Stage:
         launch: runs a training function, as `pipelines.execution.ray_train.run_training` does.
         watch: follows the training of a generator, if somebody wants to.
         forecast: lines to tell before the training begins, such as that it will not fit.
+        shows_pictures: whether a person sees what was trained as it comes: not of a sweep's trials.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Stage:
         self.launch: Launch | None = None
         self.watch: Watch | None = None
         self.forecast: Callable[[], list[str]] | None = None
+        self.shows_pictures = runs is None
 
     def input(self, path: str) -> Path:
         """A declared dep's place. Raises AyfError for an undeclared one: DVC would not notice its changes."""
@@ -145,6 +149,19 @@ class Stage:
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(self.training_folder() / "final", place, copy_function=_link_or_copy)
         return place
+
+    def show(self, picture: Path, name: str, words: str) -> None:
+        """Show a picture, if it is there: a file of the project, a line that names it, and the run's copy.
+
+        No output of the stage: it is of what was trained last, and DVC neither keeps nor restores it.
+        """
+        if not picture.exists():
+            return
+        self.run.log_artifact(picture)
+        shown = Path(PREVIEWS) / f"{name}.png"
+        (self.root / PREVIEWS).mkdir(parents=True, exist_ok=True)
+        write_whole(self.root / shown, picture.read_bytes())
+        print(f"{self.name}: {words}: {shown}", flush=True)
 
     def publish_dashboard(self, path: str) -> None:
         """Draw the dashboard over the store as it is now. No output of the stage: it names runs and times."""

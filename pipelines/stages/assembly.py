@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ayf_core.conditions import ConditionSpec, class_labels
+from ayf_core.files import first_line
 from ayf_core.guidance.scale import GuidanceRange
 from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.spec import NetworkSpec
@@ -17,7 +20,7 @@ from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
 from ayf_core.training.trainer import Callback, Trainer
 from ayf_core.training_settings import TrainingSettings
-from pipelines.stages.job import Job
+from pipelines.stages.job import PREVIEW, Job
 
 if TYPE_CHECKING:
     from pipelines.execution.stage import Stage
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 def keep_model(config: schema.Config, stage: Stage, output: str) -> None:
     """Take the trained model as the stage's output, and register it, for example as `models:/digits-emd@current`."""
     folder = stage.keep(output)
+    stage.show(stage.training_folder() / PREVIEW, folder.name, "samples")
     stage.run.register_model(folder, f"{config.data.kind}-{folder.name}", "current")
 
 
@@ -109,4 +113,20 @@ def finish(
             guidance=guidance,
             **details,
         )
+        if job.preview:
+            save_preview(context, "samples", context.folder / "final", context.device)
     return {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+
+
+def save_preview(context: TrainingContext, what: str, *given: Any) -> None:
+    """Leave a picture of what was trained in its folder; one that cannot be drawn does not undo the training.
+
+    Args:
+        what: a function of `pipelines.stages.pictures`. By name, because pictures decide no result: what draws them is
+            no part of a training's code, which a change of it would start anew.
+        given: what that function takes.
+    """
+    try:
+        getattr(import_module("pipelines.stages.pictures"), what)(*given).save(context.folder / PREVIEW)
+    except Exception as error:
+        print(f"no picture of what was trained: {first_line(error)}", file=sys.stderr)

@@ -7,6 +7,7 @@ everywhere.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ from pipelines.stages.job import load
 
 if TYPE_CHECKING:
     from pipelines.settings import experiment as schema
+
+
+ROWS_ON_CPU = 128
+"""Most images drawn at once on a CPU: more do not stay in its caches, and their memory is asked for anew each time."""
 
 
 class Bench:
@@ -50,22 +55,31 @@ class Bench:
         else:
             self._reference = ImageReference.of(*real, config.features.build().extractor(features, device), neighbours)
 
-    def draw(self, model: Generator, evaluations: int, seed: int, **how: Any) -> tuple[Tensor, int, float]:
+    def draw(
+        self, model: Generator, evaluations: int, seed: int, check: Callable[[], None] = lambda: None, **how: Any
+    ) -> tuple[Tensor, int, float]:
         """As many samples as there are training data, with their conditions: samples, evaluations spent, seconds.
 
         Args:
             seed: of the noise; the same seed gives every model of the same shape the same noise.
+            check: called before each batch; may raise.
             how: what `Generator.sample` takes besides, such as `guidance_scale` and `gamma`.
         """
         noise = model.draw_noise(self._count, seed=1000 + seed)
         renoise = torch.Generator().manual_seed(2000 + seed)
         condition = self.condition.only(model.spec.conditions)
         parts, nfe, began = [], 0, time.perf_counter()
-        for rows in torch.arange(len(noise)).split(self._batch_size):
+        for rows in torch.arange(len(noise)).split(self._rows_at_once(noise, **how)):
+            check()
             drawn = model.sample(noise[rows], evaluations, condition.rows(rows), generator=renoise, **how)
             parts.append(drawn.x.cpu())  # waits for the device, so the seconds are those of the work
             nfe = drawn.nfe
         return torch.cat(parts), nfe, time.perf_counter() - began
+
+    def _rows_at_once(self, noise: Tensor, gamma: float = 0.0, **how: Any) -> int:
+        # γ-sampling draws its noise batch by batch: there, other batches are another result.
+        small = noise.device.type == "cpu" and noise.ndim > 2 and not gamma
+        return min(self._batch_size, ROWS_ON_CPU) if small else self._batch_size
 
     def measure(self, samples: Tensor, seed: int) -> dict[str, float]:
         """Every measure of quality of drawn samples; `seed` is of the subsets compared with the test split."""

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
 
 
+PREVIEW = "preview.png"
+"""In a training's folder: a picture of what was trained."""
+
+
 class Watch(Protocol):
     """Something that wants to follow a generator's training without changing it; travels to the workers."""
 
@@ -44,6 +48,7 @@ class Job:
 
     Attributes:
         data, features, neighbours: the data set, and what it will be evaluated by.
+        preview: whether to leave a picture of what was trained, `PREVIEW`, in the training's folder.
     """
 
     seed: int
@@ -54,6 +59,7 @@ class Job:
     latents: Path | None = None
     codec: Path | None = None
     watch: Watch | None = None
+    preview: bool = False
 
     def dataset(self) -> DataSet:
         """The images or points themselves. Raises AyfError where evaluation could not measure against them."""
@@ -104,4 +110,5 @@ def _job(config: schema.Config, stage: Stage) -> Job:
         data=config.data,
         features=config.features,
         neighbours=config.evaluation.neighbours,
+        preview=stage.shows_pictures,
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ayf_core.conditions import ClassLabels, Condition
+from ayf_core.data.codecs.base import Codec
 from ayf_core.errors import AyfError
 from ayf_core.sampling.generator import Generator
 
@@ -63,6 +66,20 @@ def labelled_columns(columns: Mapping[str, Image.Image], title_height: int = 26)
         sheet.paste(image, (left, title_height))
         left += image.width + gap
     return sheet
+
+
+def samples(folder: Path, device: torch.device | str = "cpu", columns: int = 10) -> Image.Image:
+    """A first look at what the model in a folder draws, one class a row: always the same noise."""
+    model = Generator.load(folder, device)
+    noise, condition = preview_inputs(model, columns, seed=0)
+    return grid(model.sample(noise, model.sampler.preview_evaluations, condition).x, columns)
+
+
+def reconstructions(codec: Codec, images: Float[Tensor, "N C H W"], columns: int = 10) -> Image.Image:
+    """The first of these images, and below each what the codec makes of it."""
+    real = images[:columns]
+    mean, _ = codec.encode(real)
+    return grid(torch.cat([real, codec.decode(mean)]), columns=len(real))
 
 
 def preview_inputs(

@@ -16,8 +16,8 @@ from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.phases import Phase
-from pipelines.stages.assembly import fit
-from pipelines.stages.job import Job, data_job
+from pipelines.stages.assembly import fit, save_preview
+from pipelines.stages.job import PREVIEW, Job, data_job
 
 if TYPE_CHECKING:
     from pipelines.execution.stage import Stage
@@ -30,6 +30,8 @@ def run(config: schema.Config, stage: Stage) -> None:
     if codec.needs_training:
         result = stage.train(train, {"job": job, "codec": codec})
         stage.keep("models/codec")
+        picture = stage.training_folder() / PREVIEW
+        stage.show(picture, "codec", "real images above, decoded ones below")
         stage.run.log_values({"reconstruction_rmse": result["reconstruction_rmse"]})
     else:
         shape = job.dataset().shape
@@ -73,6 +75,8 @@ def train(settings: dict[str, Any], context: TrainingContext) -> dict[str, Any]:
     codec.eval().cpu()
     if context.rank == 0:
         codec.save(context.folder / "final")
+        if job.preview and len(dataset.shape) == 3:
+            save_preview(context, "reconstructions", codec, dataset.test.x)
     mean, _ = codec.encode(dataset.test.x)
     error = (codec.decode(mean) - dataset.test.x).square().mean().sqrt()
     return {"reconstruction_rmse": float(error)}

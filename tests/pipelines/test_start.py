@@ -70,3 +70,16 @@ def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path: Path, loaded: 
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=100)[1]
     assert (process.returncode, error.strip()) == (130, "interrupted: run fly again"), error
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_sleep_soon_unless_the_person_said_how_they_wait(said: dict[str, str], expected: str | None) -> None:
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    asks = "import os, sys, pipelines; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", asks], env={**kept, **said}, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(expected), "False"]

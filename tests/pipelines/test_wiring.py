@@ -209,6 +209,18 @@ def test_each_sampling_seed_draws_noise_of_its_own(configs: Callable[[str, list[
     assert not torch.equal(model.renoised[0], model.renoised[1])
 
 
+def test_images_are_drawn_on_a_cpu_in_small_batches_unless_the_batches_decide_the_result(
+    configs: Callable[[str, list[str]], Config],
+) -> None:
+    measured = bench.Bench(configs("checkerboard", ["data.size=600"]), Path("nowhere"))
+    images, points = torch.zeros(600, 1, 4, 4), torch.zeros(600, 2)
+    asked = measured._batch_size
+    assert asked > bench.ROWS_ON_CPU
+    assert measured._rows_at_once(images, guidance_scale=1.5) == bench.ROWS_ON_CPU
+    assert measured._rows_at_once(images, gamma=0.5) == asked
+    assert measured._rows_at_once(points) == asked
+
+
 def test_only_the_teacher_that_was_distilled_is_measured_guided(config: Config, models: Path) -> None:
     stage: Any = SimpleNamespace(input=lambda name: models / name, device="cpu")
     found = {}

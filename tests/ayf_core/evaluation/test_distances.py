@@ -12,6 +12,7 @@ from torch import Tensor
 from ayf_core.data.sets.checkerboard import HALF_WIDTH, sample_checkerboard
 from ayf_core.errors import AyfError
 from ayf_core.evaluation.distances import (
+    Gaussian,
     checkerboard_divergence,
     frechet_distance,
     frechet_distance_of_gaussians,
@@ -38,22 +39,24 @@ def test_frechet_distance_of_commuting_gaussians_is_the_closed_form() -> None:
     rotation = torch.linalg.qr(normal(3, 3, 0)).Q
     covariance_a, covariance_b = ((rotation * std**2) @ rotation.T for std in (std_a, std_b))
     expected = 1.0 + 9.0 + (std_a - std_b).square().sum().item()
-    distance = frechet_distance_of_gaussians(mean_a, covariance_a, mean_b, covariance_b)
+    distance = frechet_distance_of_gaussians(
+        Gaussian(mean_a.double(), covariance_a), Gaussian(mean_b.double(), covariance_b)
+    )
     assert distance == pytest.approx(expected, rel=1e-10)
 
 
 def test_frechet_distance_of_any_gaussians_agrees_with_scipy() -> None:
     linalg = pytest.importorskip("scipy.linalg")
     a, b = random_covariance(12, 1), random_covariance(12, 2)
-    zero = torch.zeros(12)
+    zero = torch.zeros(12).double()
     cross = np.trace(linalg.sqrtm((a @ b).numpy())).real
     expected = (a.trace() + b.trace()).item() - 2 * cross
-    assert frechet_distance_of_gaussians(zero, a, zero, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance_of_gaussians(Gaussian(zero, a), Gaussian(zero, b)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_distance_of_samples_uses_the_unbiased_moments() -> None:
     a, b = normal(50, 4, 0), 2 * normal(70, 4, 1) + 1
-    expected = frechet_distance_of_gaussians(a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))
+    expected = frechet_distance_of_gaussians(Gaussian(a.mean(0), torch.cov(a.T)), Gaussian(b.mean(0), torch.cov(b.T)))
     assert frechet_distance(a.float(), b.float()) == pytest.approx(expected, rel=1e-5)
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
 
