@@ -1,15 +1,15 @@
 """What one distillation step costs, per objective and back end, in plain flow-matching steps of the same network.
 
     python benchmarks/step_cost.py [--networks mlp dit ...] [--repeats 15] [--device cpu|cuda] [--precision bfloat16]
-        [--compile] [--rows 'EMD dual' 'LMD dual']
+        [--compile] [--rows 'EMD dual' 'LMD dual'] [--diagonal 0.75]
 
 Baseline: one optimiser step of flow matching (forward, backward, Adam) of the same network on the same batch. An
 objective's row is one optimiser step with a teacher that costs nothing (the derivative engine alone), with a teacher
 of the student's size, and with autoguidance by that teacher and a weak one of half the width. Repetitions alternate
 over all rows in one process, so that a machine that gets busy slows all; a figure is the median over repetitions of
 the ratio within a repetition, quartiles in brackets. Time is this process's CPU time, one thread; on CUDA it is the
-wall time between synchronisations. With --compile, baseline and teachers are compiled too. "memory" is the peak of what
-a step allocates, in that of the baseline.
+wall time between synchronisations. --diagonal is the share of pairs with s = t. With --compile, baseline and teachers
+are compiled too. "memory" is the peak of what a step allocates, in that of the baseline.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ def optimiser_step(spec: NetworkSpec, objective: Objective, batch: Batch, way: W
     return step
 
 
-def cases(spec: NetworkSpec, size: int, way: Way, rows: Collection[str] = tuple(METHODS)) -> Timed:
+def cases(
+    spec: NetworkSpec, size: int, way: Way, rows: Collection[str] = tuple(METHODS), diagonal: float = 0.0
+) -> Timed:
     """What is timed, by row and teacher."""
     device = way.device
     x = torch.randn(size, *spec.shape, device=device)
@@ -155,7 +157,7 @@ def cases(spec: NetworkSpec, size: int, way: Way, rows: Collection[str] = tuple(
             law = Autoguided(scale_min=1.0, scale_max=2.0) if teacher is guided else None
             objective = kind(
                 teacher=teacher,
-                time_law=TIMES,
+                time_law=dataclasses.replace(TIMES, diagonal_fraction=diagonal),
                 tangent=dataclasses.replace(TANGENT, backend=backend),
                 guidance=law,
                 weighting="uniform",
@@ -185,10 +187,10 @@ def peak_memory(call: Callable[[], object], device: str) -> int:
     return peak_bytes(call, torch.device(device))
 
 
-def measure(name: str, repeats: int, way: Way, rows: Collection[str]) -> None:
+def measure(name: str, repeats: int, way: Way, rows: Collection[str], diagonal: float) -> None:
     spec, size = NETWORKS[name]
     device = way.device
-    timed = cases(spec, size, way, rows)
+    timed = cases(spec, size, way, rows, diagonal)
     peaks = {key: peak_memory(call, device) for key, call in timed.items()}
     runs = [{key: seconds(call, device) for key, call in timed.items()} for _ in range(repeats)]
     base = statistics.median(run[BASELINE] for run in runs)
@@ -206,6 +208,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--diagonal", type=float, default=0.0)
     parser.add_argument("--rows", nargs="+", choices=list(METHODS), default=list(METHODS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -213,4 +216,4 @@ if __name__ == "__main__":
     for network_name in arguments.networks:
         with matrix_products(arguments.precision):
             way = Way(arguments.device, arguments.precision, arguments.compile)
-            measure(network_name, arguments.repeats, way, arguments.rows)
+            measure(network_name, arguments.repeats, way, arguments.rows, arguments.diagonal)
