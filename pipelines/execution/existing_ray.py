@@ -23,7 +23,7 @@ PROBE_SECONDS = 5.0
 CONNECT_SECONDS = 45.0
 """A cluster that answers at all does so within a second; one that refuses the token may never say so."""
 
-FORWARDED = ("PYTHONPATH", "OMP_NUM_THREADS", "AYF_STOP_FILE")
+FORWARDED = ("PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "AYF_STOP_FILE")
 """Of the driver's environment; Ray's workers on other nodes have the one that `ray start` had there."""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ayf_core.conditions import Condition
 from ayf_core.evaluation.catalogue import headline
+from ayf_core.evaluation.features.real import real_features
 from ayf_core.evaluation.quality import ImageReference, PointReference
 from ayf_core.sampling.generator import Generator
 from pipelines.stages.job import load
@@ -44,16 +45,17 @@ class Bench:
     def __init__(self, config: schema.Config, features: Path, device: torch.device | str = "cpu") -> None:
         neighbours = config.evaluation.neighbours
         dataset = load(config.data, config.seed, config.features, neighbours)
-        real = dataset.train.x, dataset.test.x
         self.condition = Condition(labels=dataset.train.labels)
         self._count = len(dataset.train)
         self.distance = headline(config.data.kind)
         self._batch_size = config.evaluation.batch_size
         self._reference: ImageReference | PointReference
         if len(dataset.shape) == 1:
-            self._reference = PointReference(*real, dataset.half_width)
+            self._reference = PointReference(dataset.train.x, dataset.test.x, dataset.half_width)
         else:
-            self._reference = ImageReference.of(*real, config.features.build().extractor(features, device), neighbours)
+            extractor = config.features.build().extractor(features, device)
+            known = real_features(features, extractor, {"train": dataset.train.x, "test": dataset.test.x})
+            self._reference = ImageReference(extractor, known["train"], known["test"], neighbours)
 
     def draw(
         self, model: Generator, evaluations: int, seed: int, check: Callable[[], None] = lambda: None, **how: Any

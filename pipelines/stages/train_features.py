@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ayf_core.conditions import Condition
+from ayf_core.evaluation.features.real import write_real_features
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.randomness import StepRandom
 from ayf_core.training.context import TrainingContext
@@ -37,7 +38,10 @@ def run(config: schema.Config, stage: Stage) -> None:
     about = {"kind": job.features.kind, **features.record(output)}
     (output / "features.json").write_text(json.dumps(about) + "\n")
     # Weights that are missing or must be downloaded first stop here, not when everything is trained.
-    features.extractor(output, "cpu")
+    extractor = features.extractor(output, stage.device)
+    dataset = job.dataset()
+    if len(dataset.shape) > 1:  # points are measured as they are
+        write_real_features(output, extractor, {"train": dataset.train.x, "test": dataset.test.x})
 
 
 def classification(network: nn.Module, batch: Batch, random: StepRandom, step: int, monitor: bool = False) -> Loss:
