@@ -179,7 +179,7 @@ class Stage:
         """Threads for a stage that computes in this process."""
         from pipelines.execution.shares import worker_threads
 
-        return worker_threads(self.runtime)
+        return worker_threads(self.runtime, self.name)
 
     @property
     def serve_teachers(self) -> Callable[..., Any]:
