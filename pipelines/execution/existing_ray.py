@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipelines.settings.runtime import RuntimeConfig
 
 PROBE_SECONDS = 5.0
-CONNECT_SECONDS = 45.0
+CONNECT_SECONDS = 30.0
 """A cluster that answers at all does so within a second; one that refuses the token may never say so."""
 
 FORWARDED = ("PYTHONPATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "AYF_STOP_FILE")
