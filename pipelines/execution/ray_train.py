@@ -95,7 +95,7 @@ def run_training(
             folder=folder,
             stop_file=stop_file,
             keep=None if keep_all else CHECKPOINTS_KEPT,
-            threads=worker_threads(runtime, name),
+            threads=worker_threads(runtime),
             plugins=plugins(),
             project=Path.cwd(),
         )

@@ -1,10 +1,9 @@
 """How this machine is shared out: stages at once, and the threads of each worker.
 
 Neither depends on what happens to run beside a stage: threads may change the last digits of a result, and a stage that
-is run again has to make the same. So they follow from the runtime, the machine and the stage's name alone, for
-`dvc repro`, which runs one stage after another, as for `ayf repro`. A stage of several of a kind (`distill@emd`,
-`evaluate@teacher`) has its like beside it and takes a share of the cores: on two, two trainings with one thread each
-make 1.55 times the steps a second of one training with two. Any other is alone most of the time, and takes them all.
+is run again has to make the same. So they follow from the runtime and the machine alone, for `dvc repro`, which runs
+one stage after another, as for `ayf repro`. On two cores two trainings with one thread each make 1.55 times the steps
+a second of one training with two.
 """
 
 from __future__ import annotations
@@ -32,16 +31,11 @@ def stages_at_once(runtime: RuntimeConfig) -> int:
     return max(1, min(MOST_AT_ONCE, core_count() // (runtime.workers + runtime.teacher_workers)))
 
 
-def worker_threads(runtime: RuntimeConfig, stage: str = "") -> int:
-    """Threads of each worker: as set, or this machine's cores (those this process may use) shared out.
-
-    Args:
-        stage: as dvc.yaml calls it.
-    """
+def worker_threads(runtime: RuntimeConfig) -> int:
+    """Threads of each worker: as set, or this machine's cores (those this process may use) shared out."""
     if runtime.threads_per_worker is not None:
         return runtime.threads_per_worker
-    beside = stages_at_once(runtime) if "@" in stage else 1
-    return max(1, core_count() // (beside * (runtime.workers + runtime.teacher_workers)))
+    return max(1, core_count() // (stages_at_once(runtime) * (runtime.workers + runtime.teacher_workers)))
 
 
 def has_room() -> bool:

@@ -179,7 +179,7 @@ class Stage:
         """Threads for a stage that computes in this process."""
         from pipelines.execution.shares import worker_threads
 
-        return worker_threads(self.runtime, self.name)
+        return worker_threads(self.runtime)
 
     @property
     def serve_teachers(self) -> Callable[..., Any]:

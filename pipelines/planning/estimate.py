@@ -60,8 +60,9 @@ class Device:
             here = torch.cuda.get_device_properties(0)
             return cls(here.name, here.total_memory - RESERVED_BYTES, "cuda")
         workers = runtime.workers + runtime.teacher_workers
+        threads = worker_threads(runtime)
         memory = max(0.0, memory_bytes() / workers - RESERVED_BYTES)
-        return cls("this machine's CPU", memory, "cpu")
+        return cls(f"this machine's CPU, {threads} thread{'s' * (threads > 1)} a worker", memory, "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,11 +203,7 @@ def estimate(
     options = LoopOptions(activation_checkpointing=runtime.activation_checkpointing)
     planned = dataclasses.replace(planned, options=options)
     rows, count, cost, memory = _fitted(planned, runtime, device, never_real)
-    seconds, source = (
-        _seconds(planned, cost, rows, count, worker_threads(runtime, stage), device)
-        if measure
-        else (None, "not measured")
-    )
+    seconds, source = _seconds(planned, cost, rows, count, runtime, device) if measure else (None, "not measured")
     if device.hardware is not None:
         tf32 = settings.precision == "tf32"
         seconds = expected_step(cost, device.hardware, tf32=tf32, compiled=runtime.compile)
@@ -254,7 +251,7 @@ def _fitted(
 
 
 def _seconds(
-    planned: Planned, cost: StepCost, rows: int, count: int, threads: int, device: Device
+    planned: Planned, cost: StepCost, rows: int, count: int, runtime: RuntimeConfig, device: Device
 ) -> tuple[float | None, str]:
     """Of a step, timed here, and what was timed."""
     if device.hardware is not None:
@@ -262,14 +259,13 @@ def _seconds(
     if cost.peak > _MEASURABLE * device.memory:
         return None, "not measured: a step does not fit here"
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(worker_threads(runtime))
     try:
         timing = measured_step(planned, rows, device.kind)
     finally:
         torch.set_num_threads(before)
     busy = ", on a busy machine" if hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * core_count() else ""
-    how = f"{timing.rows} of {rows} samples, {threads} thread{'s' * (threads > 1)}"
-    return timing.seconds * count, f"measured with {how}{busy}"
+    return timing.seconds * count, f"measured with {timing.rows} of {rows} samples{busy}"
 
 
 def _passes(chain: Chain, device: Device, trained: Mapping[str, TrainingEstimate]) -> Iterator[PassesEstimate]:

@@ -55,9 +55,7 @@ class RuntimeConfig:
         "full = weights, gradients and averages in pieces over the workers", choices=("none", "full"), default="none"
     )
     teacher_workers: int = setting("processes that hold the frozen teachers; 0 = each worker", at_least=0, default=0)
-    threads_per_worker: int | None = setting(
-        "null = all cores / workers; of stages of a kind, a share", at_least=1, default=None
-    )
+    threads_per_worker: int | None = setting("null = all cores / (workers x stages_at_once)", at_least=1, default=None)
     stages_at_once: int | None = setting(
         "of `ayf repro`; null = as many as have cores (at most 4), one on a GPU", at_least=1, default=None
     )

@@ -120,9 +120,7 @@ def test_cores_are_shared_out_between_stages_by_the_runtime_alone(monkeypatch, c
     monkeypatch.setattr(shares, "core_count", lambda: cores)
     monkeypatch.setattr(shares, "has_gpu", lambda: gpu)
     runtime = RuntimeConfig(**settings)
-    assert (shares.stages_at_once(runtime), worker_threads(runtime, "distill@emd")) == (stages, threads)
-    alone = settings.get("threads_per_worker", max(1, cores // settings.get("workers", 1)))
-    assert worker_threads(runtime, "train_teacher") == alone
+    assert (shares.stages_at_once(runtime), worker_threads(runtime)) == (stages, threads)
 
 
 def test_outside_a_terminal_progress_is_a_line_every_tenth():
