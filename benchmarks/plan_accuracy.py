@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+import worker_cost
 from step_cost import NETWORKS, TANGENT, TIMES, peak_memory
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -38,23 +39,10 @@ from ayf_core.randomness import StepRandom
 from ayf_core.times import LogitNormalTime
 from ayf_core.training.context import LocalContext
 from ayf_core.training.phases import Phase
-from ayf_core.training_settings import TrainingSettings
 from ayf_core.velocity import Autoguidance, NetworkVelocity
 
 DEFAULT = ("mlp", "dit", "dit_256_tokens")
-SETTINGS = TrainingSettings(
-    steps=1000,
-    batch_size=64,
-    learning_rate=1e-4,
-    beta1=0.9,
-    beta2=0.99,
-    weight_decay=0.0,
-    warmup_steps=0,
-    schedule="constant",
-    gradient_clip=1.0,
-    ema_stds=[0.05, 0.1],
-    ema_std=0.1,
-)
+SETTINGS = dataclasses.replace(worker_cost.SETTINGS, steps=1000, ema_stds=[0.05, 0.1])
 LIMITS = {"memory": 0.15, "operations": 0.03}
 """Largest error that passes, relative to what is measured."""
 

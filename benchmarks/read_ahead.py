@@ -11,6 +11,7 @@ on a network. A figure is the median of the ratio within a repetition, quartiles
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+import worker_cost
 from torch import Tensor
 
 from ayf_core.conditions import class_labels
@@ -33,24 +35,10 @@ from ayf_core.training.data import LatentData
 from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
 from ayf_core.training.trainer import Trainer
-from ayf_core.training_settings import TrainingSettings
 
 SHAPE, COUNT, BATCH, STEPS = (4, 64, 64), 2048, 32, 4
 SLOW_SECONDS = 0.02
-SETTINGS = TrainingSettings(
-    steps=10**6,
-    batch_size=BATCH,
-    precision="float32",
-    learning_rate=1e-4,
-    beta1=0.9,
-    beta2=0.99,
-    weight_decay=0.0,
-    warmup_steps=0,
-    schedule="constant",
-    gradient_clip=1.0,
-    ema_stds=[0.1],
-    ema_std=0.1,
-)
+SETTINGS = dataclasses.replace(worker_cost.SETTINGS, batch_size=BATCH)
 
 
 class ReadWhenAsked:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from step_cost import TANGENT, TIMES
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,8 +30,7 @@ from ayf_core.networks.spec import NetworkSpec
 from ayf_core.objectives.base import Objective
 from ayf_core.objectives.eulerian import EulerianDistillation
 from ayf_core.objectives.flow_matching import FlowMatching
-from ayf_core.objectives.tangent import TangentSettings
-from ayf_core.times import IntervalLaw, LogitNormalTime
+from ayf_core.times import LogitNormalTime
 from ayf_core.training.context import LocalContext
 from ayf_core.training.data import TensorData
 from ayf_core.training.options import LoopOptions
@@ -44,16 +44,6 @@ SPEC = NetworkSpec(  # of the preset digits
     settings={"width": 96, "depth": 3, "heads": 4, "patch_size": 1},
     shape=(4, 4, 4),
     conditions=class_labels(10),
-)
-TIMES = IntervalLaw(p_mean=-0.8, p_std=1.0, full_jump_fraction=0.0, diagonal_fraction=0.0)
-TANGENT = TangentSettings(
-    backend="split",
-    warmup_max=0.99,
-    warmup_fraction=0.0,
-    normalise=True,
-    normalisation_constant=0.1,
-    divide_by_sqrt_dim=False,
-    self_check_tolerance=0.01,
 )
 BATCH, STEPS = 64, 4
 OBJECTIVES = ("flow matching", "EMD")
@@ -82,7 +72,7 @@ def objective_of(name: str) -> Objective:
         teacher=NetworkVelocity(teacher),
         guidance=None,
         time_law=TIMES,
-        tangent=TANGENT,
+        tangent=dataclasses.replace(TANGENT, backend="split"),
         weighting="uniform",
         steps=10**6,
     )

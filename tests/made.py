@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import nn
 
 from ayf_core.conditions import Condition, ConditionSpec, class_labels
 from ayf_core.networks.spec import NetworkSpec
@@ -11,6 +13,8 @@ from ayf_core.objectives.flow_map import FlowMapObjective
 from ayf_core.objectives.flow_matching import FlowMatching
 from ayf_core.objectives.tangent import TangentSettings
 from ayf_core.times import IntervalLaw, LogitNormalTime
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def dit(
@@ -34,6 +38,14 @@ def mlp(
     """A perceptron; `told` are `interval` and `guidance`."""
     own = {"width": width, "depth": depth, "activation": activation}
     return NetworkSpec(kind="mlp", settings=own, shape=(dim,), conditions=class_labels(classes).informative(), **told)
+
+
+def without_zeros(network: Network, std: float) -> Network:
+    """The network, its layers of zeros moved off zero: a fresh one gives zero, whose derivative tells nothing."""
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=std)
+    return network
 
 
 def labels(values: Any) -> Condition:

@@ -29,10 +29,6 @@ class ImageReference:
     test: Float[Tensor, "M F"]
     neighbours: int
 
-    @classmethod
-    def of(cls, train: Tensor, test: Tensor, extractor: FeatureExtractor, neighbours: int) -> ImageReference:
-        return cls(extractor, extractor(train), extractor(test), neighbours)
-
     def measure(self, images: Float[Tensor, "N C H W"], seed: int) -> dict[str, float]:
         """Every measure of features.
 

@@ -1,7 +1,7 @@
 """Ray Train without the helpers that have no use here, each a process that takes seconds of CPU time to start.
 
 Of 26 CPU seconds of a run of 50 steps with one worker (ray 2.60), the controller's process took 5.1 and the coordinator
-of autoscaling 1.8; without them it was 17. `benchmarks/ray_overhead.py` prints what a start takes.
+of autoscaling 1.8; without them it was 17 (once each). `benchmarks/ray_overhead.py` prints what a start takes.
 """
 
 from __future__ import annotations

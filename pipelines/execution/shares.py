@@ -19,7 +19,7 @@ MOST_AT_ONCE = 4
 """The chain is seldom wider, and few networks are so small that more threads each would not help them."""
 
 STAGE_GIB = 2.0
-"""Memory that has to be free before one more stage begins: process, worker and helper of the default preset."""
+"""Memory that has to be free before one more stage begins. An estimate for small networks; `ayf plan` counts others."""
 
 
 def stages_at_once(runtime: RuntimeConfig) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ayf_core.errors import AyfError
-from ayf_core.files import read_json, write_whole
+from ayf_core.files import first_line, read_json, write_whole
 
 if TYPE_CHECKING:
     from pipelines.execution.stage import Stage
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pipelines.planning.estimate import Plan, TrainingEstimate
     from pipelines.settings.experiment import Config
     from pipelines.settings.runtime import RuntimeConfig
+
+log = logging.getLogger(__name__)
 
 GIB = 2**30
 _NAMED = 5
@@ -119,8 +122,8 @@ def _digest(config: Config, runtime: RuntimeConfig) -> str:
 def forecast(config: Config, stage: Stage) -> list[str]:
     """What to tell before this stage trains: that it will not fit, if so.
 
-    The exact memory of a step from tensors without contents: some tenths of a second in a process that is about to
-    train, which has torch at hand. Never an error: a training that cannot be reckoned is left to show it itself.
+    The exact memory of a step from tensors without contents, in a process that is about to train and has torch at hand.
+    Never an error: a training that cannot be reckoned is left to show it itself, and the log says why.
     """
     from pipelines.planning.estimate import Device, estimate
 
@@ -133,7 +136,8 @@ def forecast(config: Config, stage: Stage) -> list[str]:
         if planned is None:
             return []
         made = estimate(stage.name, planned, runtime, device, measure=False, never_real=True)
-    except Exception:  # whatever a person's own network does with tensors that have no contents
+    except Exception as error:  # whatever a person's own network does with tensors that have no contents
+        log.info("%s cannot be planned: %s", stage.name, first_line(error))
         return []
     complaint = memory_complaint(made, device.title)
     return [] if complaint is None else [complaint]

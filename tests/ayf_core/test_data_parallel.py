@@ -33,7 +33,7 @@ from ayf_core.training.phases import Phase
 from ayf_core.training.sharding import gathered, is_sharded
 from ayf_core.training.trainer import Trainer
 from tests.ayf_core.trainings import training_settings
-from tests.made import dit, intervals, labels, matching, mlp, tangent
+from tests.made import dit, intervals, labels, matching, mlp, tangent, without_zeros
 from tests.made import objective as made_objective
 
 pytestmark = pytest.mark.slow
@@ -66,10 +66,7 @@ def points():
 def network_of(kind, context, **told):
     torch.manual_seed(context.rank)  # everyone starts from rank 0's weights
     network = build_network(SHAPES[kind](**told)).double()
-    for parameter in network.parameters():
-        if not parameter.any():  # otherwise the first steps have no gradient behind a layer of zeros
-            nn.init.normal_(parameter, std=0.1)
-    return network
+    return without_zeros(network, 0.1)
 
 
 def train(context, phases, data, sharding="none", steps=5, micro_batch=None):

@@ -11,7 +11,7 @@ from ayf_core.errors import AyfError
 from ayf_core.flow_map import FlowMap
 from ayf_core.networks.build import build_network
 from ayf_core.networks.files import VERSION, load_network, save_network
-from tests.made import dit
+from tests.made import dit, without_zeros
 from tests.made import labels as told
 
 SPEC = dit(interval=True, guidance=True)
@@ -20,10 +20,7 @@ SPEC = dit(interval=True, guidance=True)
 def network_of(spec=SPEC):
     torch.manual_seed(0)
     network = build_network(spec)
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.5)
-    return network
+    return without_zeros(network, 0.5)
 
 
 def arguments(count=4):

@@ -24,7 +24,7 @@ from ayf_core.sampling.stored import read_sampling, write_sampling
 from ayf_core.training.artefact import save_model
 from ayf_core.training.ema import PowerFunctionEMA, load_snapshots, reconstruct
 from ayf_core.velocity import Autoguidance, NetworkVelocity
-from tests.made import dit
+from tests.made import dit, without_zeros
 
 SHAPE = (1, 4, 4)
 SPACE = LatentSpace(torch.tensor([0.25]), torch.tensor([2.0]))
@@ -46,10 +46,7 @@ class Counted(nn.Module):
 def network_of(guidance=True, interval=True, seed=0):
     torch.manual_seed(seed)
     network = build_network(dit(SHAPE, width=8, interval=interval, guidance=guidance))
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.3)
-    return network
+    return without_zeros(network, 0.3)
 
 
 def save(folder, network=None, role="flow_map", **details):

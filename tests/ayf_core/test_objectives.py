@@ -26,7 +26,7 @@ from ayf_core.tangents import engines
 from ayf_core.tangents.dual import Dual
 from ayf_core.times import LogitNormalTime
 from ayf_core.velocity import Autoguidance
-from tests.made import intervals, matching, mlp, objective, tangent
+from tests.made import intervals, matching, mlp, objective, tangent, without_zeros
 
 BACKENDS = names("tangent")
 OBJECTIVES = [EulerianDistillation, LagrangianDistillation]
@@ -36,10 +36,7 @@ DATA = Gaussian(torch.tensor([0.5, -1.0]), torch.tensor([[1.0, 0.3], [0.3, 0.5]]
 def small_network(guidance=False, dtype=torch.float64):
     torch.manual_seed(0)
     network = build_network(mlp(classes=1, interval=True, guidance=guidance)).to(dtype)
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.3)
-    return network
+    return without_zeros(network, 0.3)
 
 
 def batch_of(count, dtype=torch.float64):

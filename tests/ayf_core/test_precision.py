@@ -18,7 +18,7 @@ from ayf_core.training.data import TensorData
 from ayf_core.training.phases import Phase
 from ayf_core.training.trainer import Trainer
 from tests.ayf_core.trainings import training_settings
-from tests.made import dit, labels, matching, mlp
+from tests.made import dit, labels, matching, mlp, without_zeros
 
 SPECS = {
     "mlp": mlp(depth=3, interval=True, guidance=True),
@@ -29,10 +29,7 @@ SPECS = {
 def network_of(kind):
     torch.manual_seed(0)
     network = build_network(SPECS[kind])
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.2)
-    return network
+    return without_zeros(network, 0.2)
 
 
 def point_of(shape, count=4):

@@ -24,7 +24,8 @@ TRAIN, TEST, NEW = real_images(240, 1), real_images(60, 2), real_images(240, 3)
 
 @pytest.fixture(scope="module")
 def reference():
-    return ImageReference.of(TRAIN, TEST, PixelFeatures(), neighbours=3)
+    pixels = PixelFeatures()
+    return ImageReference(pixels, pixels(TRAIN), pixels(TEST), neighbours=3)
 
 
 @pytest.fixture(scope="module")

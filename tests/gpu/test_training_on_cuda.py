@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from ayf_core.analytic import Gaussian
 from ayf_core.conditions import Condition
@@ -22,6 +21,7 @@ from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
 from ayf_core.training.trainer import Trainer
 from tests.ayf_core.trainings import training_settings
+from tests.made import without_zeros
 
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 STEPS = 8
@@ -41,9 +41,7 @@ def trainer_of(folder, device, steps=STEPS, precision="float32", **options):
     torch.manual_seed(0)
     kind = {"width": 16, "depth": 2, "activation": "silu"}
     network = build_network(NetworkSpec(kind="mlp", settings=kind, shape=(2,), interval=True))
-    for parameter in network.parameters():
-        if not parameter.any():  # otherwise the first steps have no gradient behind a layer of zeros
-            nn.init.normal_(parameter, std=0.1)
+    without_zeros(network, 0.1)
     mean, covariance = torch.tensor([0.5, -1.0]), torch.tensor([[1.0, 0.3], [0.3, 0.5]])
     x = Gaussian(mean, covariance).sample(64, torch.Generator().manual_seed(0)).float()
     data, context = TensorData(x, Condition()), LocalContext(folder, device)

@@ -19,15 +19,15 @@ from ayf_core.networks.spec import NetworkSpec
 from ayf_core.objectives.base import Batch, Loss
 from ayf_core.objectives.eulerian import EulerianDistillation
 from ayf_core.objectives.flow_matching import FlowMatching
-from ayf_core.objectives.tangent import TangentSettings
 from ayf_core.planning.meter import ATTENTION_FLOPS
 from ayf_core.planning.step import BUCKETS, GATHERED, PARTS, Planned, StepRunner, Trained, flops_of, step_cost
 from ayf_core.randomness import StepRandom
-from ayf_core.times import IntervalLaw, LogitNormalTime
+from ayf_core.times import LogitNormalTime
 from ayf_core.training.context import LocalContext
 from ayf_core.training.phases import Phase
 from ayf_core.velocity import Autoguidance, NetworkVelocity
 from tests.ayf_core.trainings import training_settings
+from tests.made import intervals, tangent
 
 SPECS = {
     "mlp": NetworkSpec(kind="mlp", settings={"width": 64, "depth": 3, "activation": "silu"}, shape=(2,)),
@@ -38,16 +38,6 @@ SPECS = {
         conditions=class_labels(10),
     ),
 }
-TANGENT = TangentSettings(
-    backend="dual",
-    warmup_max=0.99,
-    warmup_fraction=0.0,
-    normalise=True,
-    normalisation_constant=0.1,
-    divide_by_sqrt_dim=False,
-    self_check_tolerance=0.01,
-)
-TIMES = IntervalLaw(p_mean=-0.8, p_std=1.0, full_jump_fraction=0.0, diagonal_fraction=0.0)
 
 
 def teacher(spec: NetworkSpec) -> Planned:
@@ -64,8 +54,8 @@ def student(spec: NetworkSpec, backend: str = "dual") -> Planned:
         strong, weak = (build_network(spec).requires_grad_(False) for _ in range(2))
         objective = EulerianDistillation(
             teacher=Autoguidance(NetworkVelocity(strong), NetworkVelocity(weak)),
-            time_law=TIMES,
-            tangent=dataclasses.replace(TANGENT, backend=backend),
+            time_law=intervals(),
+            tangent=tangent(backend=backend),
             guidance=Autoguided(scale_min=1.0, scale_max=2.0),
             weighting="uniform",
             steps=100,

@@ -14,7 +14,7 @@ from ayf_core.tangents import engines
 from ayf_core.tangents.check import self_check
 from ayf_core.tangents.engines import central_difference, unwrap, value_and_derivative
 from ayf_core.tangents.points import Point, eulerian_direction, lagrangian_direction
-from tests.made import dit, labels, mlp
+from tests.made import dit, labels, mlp, without_zeros
 
 BACKENDS = names("tangent")
 MLP = mlp(depth=3, interval=True, guidance=True)
@@ -25,10 +25,7 @@ SPECS = {"mlp": MLP, "dit": DIT}
 def network_of(kind, dtype=torch.float64):
     torch.manual_seed(0)
     network = build_network(SPECS[kind]).to(dtype)
-    for parameter in network.parameters():
-        if not parameter.any():  # a fresh network gives zero, whose derivative tells nothing
-            nn.init.normal_(parameter, std=0.2)
-    return network
+    return without_zeros(network, 0.2)
 
 
 def point_of(kind, dtype=torch.float64, count=3):

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from ayf_core.analytic import Gaussian
 from ayf_core.errors import AyfError
@@ -21,7 +20,7 @@ from ayf_core.training.phases import Phase
 from ayf_core.training.running import run_network
 from ayf_core.training.trainer import Trainer
 from tests.ayf_core.trainings import training_settings
-from tests.made import dit, labels, mlp, objective
+from tests.made import dit, labels, mlp, objective, without_zeros
 
 WAYS = {
     "compiled": {"compiled": True},
@@ -39,10 +38,7 @@ def ways():
 def network_of(spec):
     torch.manual_seed(0)
     network = build_network(spec)
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.2)
-    return network
+    return without_zeros(network, 0.2)
 
 
 def point_of(shape, count=3):
