@@ -39,9 +39,10 @@ def test_those_of_other_images_are_refused(tmp_path):
         real_features(tmp_path, Counting(), {**IMAGES, "test": IMAGES["test"][:2]})
 
 
-def test_a_damaged_file_is_named(tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: data[:50], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_a_damaged_file_is_named(tmp_path, damage):
     write_real_features(tmp_path, Counting(), IMAGES)
     file = tmp_path / FILE
-    file.write_bytes(file.read_bytes()[:50])
+    file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(AyfError, match=r"real\.safetensors is damaged"):
         real_features(tmp_path, Counting(), IMAGES)
