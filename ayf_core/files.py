@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import glob
 import json
 import os
@@ -14,10 +15,26 @@ from typing import Any
 from ayf_core.errors import AyfError
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Put off the collection of garbage while a parser may run into the limit of recursion.
+
+    What is collected there is closed there: a file's or generator's end would fail for want of depth, unseen.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError for what is none, nesting too deep to be read included."""
     try:
-        return json.loads(text)
+        with no_collection():
+            return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
 

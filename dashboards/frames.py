@@ -47,6 +47,7 @@ _RUN_COLUMNS += ["parent_run_id", "sweep", "commit", "dirty"]
 _TRIAL_COLUMNS = ["sweep", "sweep_run_id", "run_id", "name", "trial", "kind", "status", "start", "end", "seconds"]
 _TRIAL_COLUMNS += ["trained_steps", "confirms", "seed"]
 _STATUS = {"FINISHED": "finished", "RUNNING": "running", "SCHEDULED": "running", "FAILED": "failed", "KILLED": "failed"}
+_MOST_NESTING = 50  # a text that could nest deeper is no setting, and would end the parser at the limit of recursion
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _PICTURE = re.compile(r"nfe_(\d+)(?:_scale_(\d+(?:\.\d+)?))?\.png")
 _BINNED = re.compile(r"(?P<quantity>.+)/(?P<variable>[a-z]+)_(?P<low>\d\.\d+)")
@@ -107,9 +108,11 @@ def _value(text: str) -> Any:
     """A setting as params.yaml would read it; `1e-4`, a word to YAML 1.1, is a number too."""
     if _NUMBER.fullmatch(text):
         return int(text) if text.lstrip("+-").isdigit() else float(text)
+    if sum(map(text.count, "[{-")) > _MOST_NESTING:
+        return text
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError):
+    except yaml.YAMLError:
         return text
 
 

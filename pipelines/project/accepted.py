@@ -14,6 +14,7 @@ import yaml
 
 from ayf_core.errors import AyfError
 from ayf_core.files import write_whole
+from pipelines.settings.yaml_file import parse_yaml
 
 ACCEPTED_FILE = "conf/accepted_code.yaml"
 _HEADER = """\
@@ -44,9 +45,9 @@ def accepted_changes(root: Path) -> list[Accepted]:
     if not path.exists():
         return []
     try:
-        entries = yaml.safe_load(path.read_text()) or []
+        entries = parse_yaml(path.read_text()) or []
         return [Accepted(**{**entry, "stages": tuple(entry["stages"])}) for entry in entries]
-    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise AyfError(f"{path} cannot be read ({' '.join(str(error).split())}): restore it with git") from error
 
 

@@ -13,10 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ayf_core.errors import AyfError
 from ayf_core.files import inside, read_json
+from pipelines.settings.yaml_file import parse_yaml
 
 CODE_FOLDER = ".code"
 """Where the stage `code` writes what each stage's code is: see `pipelines.project.code`."""
@@ -46,11 +45,11 @@ def read_declarations(root: Path) -> dict[str, Declaration]:
     """
     path = root / "dvc.yaml"
     try:
-        document = yaml.safe_load(path.read_text()) or {}
+        document = parse_yaml(path.read_text()) or {}
     except FileNotFoundError as error:
         raise AyfError(f"no dvc.yaml in {root}: run this in the project's folder") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise AyfError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise AyfError(f"{path} is not YAML: {error}") from error
     known = {**read_params(root), **_variables(document.get("vars"), path)}
     declared = {}
     for base, body in (document.get("stages") or {}).items():
@@ -132,7 +131,7 @@ def _value(name: str, values: Mapping[str, Any]) -> Any:
 def read_params(root: Path) -> dict[str, Any]:
     """params.yaml as it stands, unchecked; empty where there is none."""
     path = root / "params.yaml"
-    return (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    return (parse_yaml(path.read_text()) or {}) if path.exists() else {}
 
 
 def fingerprint(path: Path) -> str:

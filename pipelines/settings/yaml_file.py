@@ -7,16 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ayf_core.errors import AyfError
+from ayf_core.files import no_collection
 from pipelines.settings import tree
 from pipelines.settings.words import literal
 
 T = TypeVar("T")
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain value of a YAML text. Raises ValueError, in one line, for what is none or is nested too deep."""
+    try:
+        with no_collection():
+            return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 class YamlFile:
@@ -29,7 +42,8 @@ class YamlFile:
     def __init__(self, text: str, name: str) -> None:
         self.name = name
         try:
-            content = _yaml().load(text)
+            with no_collection():
+                content = _yaml().load(text)
         except DuplicateKeyError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 0
             key = str(error.problem).partition('"')[2].partition('"')[0]

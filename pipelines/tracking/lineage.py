@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
@@ -14,6 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from ayf_core.errors import AyfError
 from ayf_core.files import first_line, parse_json
 from pipelines.git import git
+from pipelines.settings.yaml_file import parse_yaml
 from pipelines.tracking.store import experiment, tracking_uri
 from pipelines.tracking.tags import ACCEPTED_TAG, BEST_TAG, FIXED_TAG, KIND_TAG, OUTPUT_TAG, POINT_TAG
 
@@ -57,7 +57,7 @@ def settings_of_run(name: str, root: Path, runtime: RuntimeConfig | None = None)
         run = client.get_run(best)
     try:
         return str(run.info.run_name), _settings(run)
-    except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise AyfError(
             f"the run {name} has settings that cannot be read ({first_line(error)}): name another"
         ) from error
@@ -67,7 +67,7 @@ def _settings(run: Run) -> dict[str, Any]:
     if POINT_TAG in run.data.tags:
         fixed = parse_json(run.data.tags.get(FIXED_TAG, "{}"))
         return {**fixed, **parse_json(run.data.tags[POINT_TAG])}
-    return {key: yaml.safe_load(value) for key, value in run.data.params.items()}
+    return {key: parse_yaml(value) for key, value in run.data.params.items()}
 
 
 def _named_run(client: MlflowClient, name: str) -> Run:

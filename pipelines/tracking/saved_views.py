@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from ayf_core.files import parse_json
 from pipelines.tracking.tags import EXPERIMENT, KIND_TAG
 
 VIEW_TAG = "mlflow.sharedViewState."
@@ -222,7 +223,7 @@ def _distances(run: Run) -> list[str]:
 
 def _envelope(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        found = parse_json(text or "{}")
+    except ValueError:
         found = {}
     return found if isinstance(found, dict) else {}
