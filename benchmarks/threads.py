@@ -4,10 +4,10 @@
 
 Baseline: as many threads as cores, waiting as torch's OpenMP (libgomp) does by itself. Beside it the same with
 OMP_WAIT_POLICY=passive and with several GOMP_SPINCOUNT (how often a thread looks before it sleeps), and fewer threads.
-A figure is of a process of its own, since OpenMP reads its settings once: a flow-matching step of a network
-as the preset digits' teacher (transformer 96 wide, 3 deep), batch 64. Each setting runs quiet and beside a process that counts for ever,
-pinned to one core; settings alternate within a repetition. Steps a second of wall time: median and, in brackets,
-quartiles. Quiet is only as quiet as the machine: its load is printed.
+A figure is of a process of its own, since OpenMP reads its settings once: a flow-matching step of a transformer 96 wide
+and 3 deep, as the preset digits' teacher is, on a batch of 64. Each setting runs quiet and beside a process that counts
+for ever, pinned to one core; settings alternate within a repetition. Steps a second of wall time: median and, in
+brackets, quartiles. Quiet is only as quiet as the machine: its load is printed.
 """
 
 from __future__ import annotations

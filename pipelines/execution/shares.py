@@ -2,8 +2,8 @@
 
 Neither depends on what happens to run beside a stage: threads may change the last digits of a result, and a stage that
 is run again has to make the same. So they follow from the runtime and the machine alone, for `dvc repro`, which runs
-one stage after another, as for `ayf repro`. On two cores two trainings with one thread each make 1.55 times the steps
-a second of one training with two.
+one stage after another, as for `ayf repro`. On two cores two trainings with one thread each make 1.3 times the steps
+a second of one training with two (`benchmarks/threads.py`).
 """
 
 from __future__ import annotations
