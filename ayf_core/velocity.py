@@ -36,7 +36,9 @@ class NetworkVelocity:
     def __call__(
         self, x: Tensor, t: Tensor, condition: Condition | None = None, guidance_scale: Tensor | None = None
     ) -> Tensor:
-        return self.network(x, t, t, condition)
+        # Two tensors, not one twice: of the forms that a compiler makes, the student's is then told apart from this one
+        # by what it computes. By which arguments are one it is told apart too, but torch 2.13 fails to say so.
+        return self.network(x, t, t.clone(), condition)
 
 
 class Autoguidance:

@@ -19,6 +19,7 @@ from ayf_core.training.options import LoopOptions
 from ayf_core.training.phases import Phase
 from ayf_core.training.running import run_network
 from ayf_core.training.trainer import Trainer
+from ayf_core.velocity import NetworkVelocity
 from tests.ayf_core.trainings import training_settings
 from tests.made import dit, labels, mlp, objective, without_zeros
 
@@ -128,6 +129,19 @@ def test_a_compiled_training_ends_where_an_ordinary_one_does(tmp_path):
     plain, _ = trained(tmp_path / "plain")
     compiled, _ = trained(tmp_path / "compiled", compile=True)
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_teacher_and_its_student_share_a_process():
+    shape = (2, 4, 4)
+    student, teacher = (network_of(dit(shape, depth=1, interval=interval)) for interval in (True, False))
+    point = point_of(shape)
+    expected = NetworkVelocity(teacher)(point.x, point.t, point.condition)
+    for network in (student, teacher):
+        run_network(network, compiled=True)
+    student(point.x, point.t, point.s, point.condition)
+    found = NetworkVelocity(teacher)(point.x, point.t, point.condition)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("left", "expected"), [(1.0, 32), (0.4, range(8, 16)), (0.0, None)])
