@@ -20,6 +20,7 @@ os.environ.setdefault("DVC_NO_ANALYTICS", "true")
 import pytest
 import torch
 
+from ayf_core.training.running import can_compile
 from pipelines.execution.own_ray import prepare_environment
 from tests import scheduling
 from tests.made_once import made_once
@@ -45,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
-SLOW = ("browser", "postgres", "ray", "slurm")
+SLOW = ("browser", "compiler", "postgres", "ray", "slurm")
 """Whatever needs one of these starts programs that take seconds to come up."""
 SLOW_SECONDS = 600
 """Limit of a slow test that names none of its own; pyproject.toml has that of the others."""
@@ -62,6 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
     lacking = {
         "gpu": None if torch.cuda.is_available() else "no CUDA device here",
+        "compiler": None if can_compile() else "no C++ compiler here (torch.compile needs one)",
         "slurm": None if shutil.which("sbatch") else "no Slurm here (sbatch not found)",
         "browser": None
         if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))

@@ -3,13 +3,18 @@
 Neither changes what is computed beyond rounding, so both belong to the machine, not to the experiment.
 """
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ayf_core.errors import AyfError
 from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.tangents.dual import Dual, value_of
 
@@ -27,9 +32,17 @@ def run_network(network: nn.Module, *, compiled: bool, checkpointed: bool = Fals
         checkpointed: keep of each block its input alone, and compute the rest again in the backward pass. Networks
             without blocks (`MeanVelocityNetwork.sharded_blocks`) keep everything.
         sharded: FSDP2's hooks gather the weights of each block.
+
+    Raises:
+        AyfError: nothing here can compile.
     """
     blocks = network.sharded_blocks if isinstance(network, MeanVelocityNetwork) else []
     if compiled:
+        if not can_compile():
+            raise AyfError(
+                "compile: true needs a C++ compiler and Python's headers, and they are not here: install them (Debian, "
+                "Ubuntu: apt-get install g++ python3-dev), or leave compile out of the runtime"
+            )
         _let_variants_be()
     if compiled and not (blocks and (sharded or checkpointed)):
         network.compile()
@@ -38,6 +51,13 @@ def run_network(network: nn.Module, *, compiled: bool, checkpointed: bool = Fals
             block.forward = torch.compile(block.forward)
         if checkpointed:
             block.forward = _Recomputed(block.forward)
+
+
+def can_compile() -> bool:
+    """Whether torch.compile finds what it needs: on a CPU a C++ compiler and Python's headers, on a GPU its own."""
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "c++")
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    return torch.cuda.is_available() or (headers.exists() and any(map(shutil.which, compilers)))
 
 
 def _let_variants_be() -> None:

@@ -1,6 +1,7 @@
 """Compiled, or with activations computed again: what is trained stays the same, and what cannot be is said."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -29,11 +30,11 @@ WAYS = {
     "both": {"compiled": True, "checkpointed": True},
     "sharded": {"compiled": True, "sharded": True},
 }
-SLOW = {"compiled", "both", "sharded"}  # a compiler works for seconds
+COMPILED = {"compiled", "both", "sharded"}  # a compiler works for seconds
 
 
 def ways():
-    return [pytest.param(way, marks=pytest.mark.slow if way in SLOW else ()) for way in WAYS]
+    return [pytest.param(way, marks=pytest.mark.compiler if way in COMPILED else ()) for way in WAYS]
 
 
 def network_of(spec):
@@ -99,7 +100,7 @@ def test_the_tangent_is_not_computed_again():
     assert kinds == ["Dual", "Tensor"]
 
 
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_a_back_end_whose_derivative_a_compiler_drops_is_refused_before_training():
     spec = mlp(depth=2, interval=True, guidance=True)
     network, point = network_of(spec), point_of(spec.shape)
@@ -124,14 +125,21 @@ def trained(folder, **options):
     return torch.cat([p.detach().flatten() for p in trainer.phases[0].network.parameters()]), trainer
 
 
-@pytest.mark.slow
+def test_a_machine_that_cannot_compile_says_so(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(AyfError, match=r"needs a C\+\+ compiler.*apt-get install g\+\+"):
+        run_network(network_of(mlp()), compiled=True)
+
+
+@pytest.mark.compiler
 def test_a_compiled_training_ends_where_an_ordinary_one_does(tmp_path):
     plain, _ = trained(tmp_path / "plain")
     compiled, _ = trained(tmp_path / "compiled", compile=True)
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_a_compiled_teacher_and_its_student_share_a_process():
     shape = (2, 4, 4)
     student, teacher = (network_of(dit(shape, depth=1, interval=interval)) for interval in (True, False))
