@@ -13,7 +13,7 @@ from torch import Tensor
 from ayf_core.conditions import Condition
 from ayf_core.errors import AyfError
 from ayf_core.sampling.grids import Grid, checked_times
-from ayf_core.sampling.points import Samples, batch_time, normal_like
+from ayf_core.sampling.points import NoiseSource, Samples, batch_time, normal_like
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def sample_flow_map(
     condition: Condition | None = None,
     guidance_scale: Float[Tensor, " batch"] | None = None,
     gamma: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: NoiseSource | None = None,
 ) -> Samples:
     """Chain x <- f(x, t_i, t_{i+1}) over a falling grid, with γ-sampling between jumps.
 

@@ -21,7 +21,7 @@ from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.networks.files import load_network
 from ayf_core.networks.spec import NetworkSpec
 from ayf_core.sampling.grids import Grid
-from ayf_core.sampling.points import Samples
+from ayf_core.sampling.points import NoiseSource, Samples
 from ayf_core.sampling.samplers import Sampler, sampler_of
 from ayf_core.sampling.settings import SamplingSettings
 from ayf_core.sampling.stored import read_sampling
@@ -130,7 +130,7 @@ class Generator:
         guidance_scale: float | None = None,
         gamma: float = 0.0,
         times: Grid | None = None,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
         **named: Any,
     ) -> Samples:
         """Data from noise [B, *latent shape] by a number of steps (a student) or of velocity calls (a teacher).

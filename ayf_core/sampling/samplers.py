@@ -21,7 +21,7 @@ from ayf_core.networks.base import MeanVelocityNetwork
 from ayf_core.sampling.flow_map_chain import sample_flow_map
 from ayf_core.sampling.grids import Grid, uniform_grid
 from ayf_core.sampling.ode import solve_ode
-from ayf_core.sampling.points import Samples
+from ayf_core.sampling.points import NoiseSource, Samples
 from ayf_core.velocity import NetworkVelocity, VelocityField
 
 
@@ -67,7 +67,7 @@ class Sampler(ABC):
         guidance_scale: float | None = None,
         gamma: float = 0.0,
         times: Grid | None = None,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> Samples:
         """Samples [B, *D] from noise by so many steps or calls; see `Generator.sample` for the arguments."""
 
@@ -117,7 +117,7 @@ class StudentSampler(Sampler):
         guidance_scale: float | None = None,
         gamma: float = 0.0,
         times: Grid | None = None,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> Samples:
         if self.guidance is None and guidance_scale not in (None, UNGUIDED):
             raise AyfError("this student was distilled without guidance: leave the guidance scale out")
@@ -174,7 +174,7 @@ class TeacherSampler(Sampler):
         guidance_scale: float | None = None,
         gamma: float = 0.0,
         times: Grid | None = None,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> Samples:
         if times is not None:
             raise AyfError("a velocity network is sampled on the uniform grid: leave the times out")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipelines.commands import code, demo, jobs, machine, params, plan, repro, sample, servers, sweep
+from pipelines.commands import code, demo, generate, jobs, machine, params, plan, repro, sample, servers, sweep
 from pipelines.environment import INTERRUPTED
 
 
@@ -49,6 +49,7 @@ def main() -> None:
       ayf ui                                         look at the runs
       ayf dashboard                                  look at figures over them
       ayf sample MODEL --steps 4 --labels 3,7        look at pictures
+      ayf generate MODEL --out images.npz            50,000 of them, for another tool's FID
       ayf sweep distill                              search for better settings
       ayf tune-sampling MODEL                        find the best grid, γ and λ for a few steps
       ayf submit repro runtime=slurm                 the same pipeline on a Slurm cluster
@@ -70,6 +71,7 @@ for command in (
     servers.serve,
     servers.dashboard,
     sample.sample,
+    generate.generate,
     sweep.sweep,
     sweep.tune_sampling,
     jobs.submit,

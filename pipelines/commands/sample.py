@@ -32,21 +32,38 @@ def out_option(default: str) -> Callable[[F], F]:
     return click.option("--out", default=default, show_default=True, type=kind, help="The PNG file to write.")
 
 
+def drawing_options(command: F) -> F:
+    """How samples are drawn: the options that `ayf sample` and `ayf generate` share."""
+    for option in reversed(
+        (
+            click.option("--steps", default=4, show_default=True, type=click.IntRange(min=1), help="Sampling steps."),
+            click.option("--guidance-scale", type=click.FloatRange(min=0.0), help="λ; 1 = unguided.  [default: tuned]"),
+            seed_option,
+            click.option(
+                "--ema-std", type=click.FloatRange(min=0.0), help="Another EMA width, rebuilt from snapshots."
+            ),
+            click.option(
+                "--gamma",
+                type=click.FloatRange(0.0, 1.0),
+                help="γ-sampling: 0 = deterministic, 1 = fresh noise at every step.  [default: tuned]",
+            ),
+            click.option(
+                "--grid", "time_grid", help="Of times: uniform, shifted:2.0 or polynomial:0.7.  [default: tuned]"
+            ),
+            click.option(
+                "--untuned", is_flag=True, help="Pass over tuned settings: uniform, deterministic, least λ learnt."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 @click.command(short_help="A grid of pictures from a trained or registered model.")
 @click.argument("model")
-@click.option("--steps", default=4, show_default=True, type=click.IntRange(min=1), help="Sampling steps.")
 @click.option("--labels", callback=_read_labels, help="Classes, one row each, e.g. 3,7.  [default: all]")
-@click.option("--guidance-scale", type=click.FloatRange(min=0.0), help="λ; 1 = unguided.  [default: tuned]")
-@seed_option
 @click.option("--count", default=10, show_default=True, type=click.IntRange(min=1), help="Samples a class.")
-@click.option("--ema-std", type=click.FloatRange(min=0.0), help="Another EMA width, rebuilt from snapshots.")
-@click.option(
-    "--gamma",
-    type=click.FloatRange(0.0, 1.0),
-    help="γ-sampling: 0 = deterministic, 1 = fresh noise at every step.  [default: tuned]",
-)
-@click.option("--grid", "time_grid", help="Of times: uniform, shifted:2.0 or polynomial:0.7.  [default: tuned]")
-@click.option("--untuned", is_flag=True, help="Pass over tuned settings: uniform, deterministic, least λ learnt.")
+@drawing_options
 @out_option("grid.png")
 def sample(
     model: str,

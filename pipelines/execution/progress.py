@@ -35,12 +35,13 @@ _RATE_WINDOW = 50
 class TrainingProgress:
     """Shows notes ("starting Ray") and then the records of a metrics file; a context manager.
 
-    `quiet` keeps the bar and leaves out the lines that stay when it is gone.
+    `unit` is what a record's step counts. `quiet` keeps the bar and leaves out the lines that stay when it is gone.
     """
 
-    def __init__(self, name: str, console: Console | None = None, *, quiet: bool = False) -> None:
+    def __init__(self, name: str, console: Console | None = None, *, quiet: bool = False, unit: str = "steps") -> None:
         self._name = name
         self._quiet = quiet
+        self._unit = unit
         self._events = None if quiet else os.environ.get("AYF_PROGRESS_FILE")
         self._console = console or Console()
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RATE_WINDOW)
@@ -105,7 +106,7 @@ class TrainingProgress:
             self._bar.update(self._task, description=self._name, completed=step, total=total, figures=self._figures())
         elif total and step * 10 // total > self._tenths_said and step < total:
             self._tenths_said = step * 10 // total
-            self._say(f"step {step:,} of {total:,}, {self._figures()}{self._time_left()}")
+            self._say(f"{self._unit.removesuffix('s')} {step:,} of {total:,}, {self._figures()}{self._time_left()}")
 
     def _figures(self) -> str:
         parts = []
@@ -114,7 +115,7 @@ class TrainingProgress:
             parts.append(f"loss {loss:.4g}")
         rate = self._rate()
         if rate:
-            parts.append(f"{rate:.3g} steps/s")
+            parts.append(f"{rate:.3g} {self._unit}/s")
         return ", ".join(parts)
 
     def _rate(self) -> float | None:
@@ -134,7 +135,7 @@ class TrainingProgress:
         assert self._first is not None
         figures = self._figures()
         took = duration(self._last["time"] - self._first["time"])
-        self._say(f"{self._last['step']:,} steps in {took}{', ' + figures if figures else ''}")
+        self._say(f"{self._last['step']:,} {self._unit} in {took}{', ' + figures if figures else ''}")
 
     def _tell(self, **event: object) -> None:
         if self._events:

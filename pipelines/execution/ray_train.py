@@ -65,13 +65,14 @@ def run_training(
     runtime: RuntimeConfig,
     on_log: OnLog,
     keep_all: bool = False,
+    unit: str = "steps",
 ) -> dict:
     """Run `train(config, context)` to its end and return what rank 0 returned.
 
     `folder` holds everything of this run (checkpoints, `metrics.jsonl`, `final/`): called again with the same
     folder after an interruption, training goes on from the last checkpoint. `on_log` receives every record of
     the metrics file at least once, those of an earlier, interrupted call included, from one thread.
-    `keep_all` keeps every checkpoint, not two: somebody else may want to go on from one.
+    `keep_all` keeps every checkpoint, not two: somebody else may want to go on from one. `unit` is what a step counts.
 
     Raises:
         Preempted: it was asked to stop (SIGTERM, a stop file), and there is a checkpoint.
@@ -86,7 +87,7 @@ def run_training(
         raise AyfError(f"runtime mode {runtime.mode} does not run here: `ayf submit repro runtime=slurm` does")
     with (
         stoppable(folder) as stop_file,
-        TrainingProgress(name) as progress,
+        TrainingProgress(name, unit=unit) as progress,
         Follower(folder / "metrics.jsonl", on_log, progress, retry_for(runtime)) as follower,
     ):
         job = TrainingJob(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,8 @@ def sample_grid(
     generator = Generator.load(local_model(str(model), root), ema_std=ema_std)
     noise, condition = preview_inputs(generator, count, seed, labels)
     renoise = torch.Generator().manual_seed(seed)
-    if generator.sampler.takes_settings:
-        how, words = _settings(generator, steps, untuned, guidance_scale, gamma, time_grid)
-        drawn = generator.sample(noise, steps, condition, generator=renoise, **how.arguments(steps))
-    else:
-        if gamma or time_grid:
-            raise AyfError(f"{model} is sampled by {generator.sampler.words}: leave --gamma and --grid out")
-        words = generator.sampler.words
-        drawn = generator.sample(noise, steps, condition, guidance_scale=guidance_scale)
+    settings, words = sampling_settings(generator, steps, untuned, guidance_scale, gamma, time_grid)
+    drawn = generator.sample(noise, steps, condition, generator=renoise, **arguments(generator, settings, steps))
     out.parent.mkdir(parents=True, exist_ok=True)
     grid(drawn.x, columns=count).save(out)
     return f"{words}, {generator.rebuilt}" if generator.rebuilt else words
@@ -69,15 +63,23 @@ def check_picture_name(out: Path) -> None:
         raise AyfError(f"{out} is a folder: name a file such as {out / 'grid.png'}")
 
 
-def _settings(
+def sampling_settings(
     generator: Generator,
     steps: int,
     untuned: bool,
     guidance_scale: float | None,
     gamma: float | None,
     time_grid: str | None,
-) -> tuple[SamplingSettings, str]:
-    """The settings to sample by, and in words what they are and where they come from."""
+) -> tuple[dict[str, Any], str]:
+    """The settings to sample by, as plain data for `arguments`; in words what they are and where they come from.
+
+    Raises:
+        AyfError: settings that the model cannot take.
+    """
+    if not generator.sampler.takes_settings:
+        if gamma or time_grid:
+            raise AyfError(f"the model is sampled by {generator.sampler.words}: leave --gamma and --grid out")
+        return {"guidance_scale": guidance_scale}, generator.sampler.words
     known = generator.untuned if untuned else generator.sampling(steps)
     changes: dict[str, Any] = {}
     if guidance_scale is not None:
@@ -89,7 +91,14 @@ def _settings(
     how = dataclasses.replace(known, **changes)
     sources = [f"tuned for {steps} step{'' if steps == 1 else 's'}"] if known != generator.untuned else []
     sources += ["changed as asked"] if changes else []
-    return how, f"{how} ({', '.join(sources)})" if sources else str(how)
+    return how.to_dict(), f"{how} ({', '.join(sources)})" if sources else str(how)
+
+
+def arguments(generator: Generator, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """What `Generator.sample` is to be called with, besides noise, steps and condition."""
+    if not generator.sampler.takes_settings:
+        return dict(settings)
+    return SamplingSettings.from_dict(settings).arguments(steps)
 
 
 def local_model(model: str, root: Path) -> Path:
