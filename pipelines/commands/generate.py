@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pipelines.commands.sample import drawing_options
+from pipelines.environment import INTERRUPTED
 
 
 @click.command(short_help="Images by the thousand: a folder, an .npz or a tar.")
@@ -50,21 +51,25 @@ def generate(
     except AyfError:
         # A model folder needs no project around it.
         root, runtime = Path.cwd(), RuntimeConfig(mode="inline")
-    how = draw(
-        model,
-        root,
-        runtime,
-        out,
-        count=count,
-        evaluations=steps,
-        labels=labels,
-        seed=seed,
-        weak_model=weak_model,
-        ema_std=ema_std,
-        batch_size=batch_size,
-        untuned=untuned,
-        guidance_scale=guidance_scale,
-        gamma=gamma,
-        time_grid=time_grid,
-    )
+    try:
+        how = draw(
+            model,
+            root,
+            runtime,
+            out,
+            count=count,
+            evaluations=steps,
+            labels=labels,
+            seed=seed,
+            weak_model=weak_model,
+            ema_std=ema_std,
+            batch_size=batch_size,
+            untuned=untuned,
+            guidance_scale=guidance_scale,
+            gamma=gamma,
+            time_grid=time_grid,
+        )
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted: the same command goes on", err=True)
+        raise SystemExit(INTERRUPTED) from None
     click.echo(f"wrote {out}: {count:,} images, {steps} step{'' if steps == 1 else 's'}, {how}")

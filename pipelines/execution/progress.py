@@ -115,7 +115,7 @@ class TrainingProgress:
             parts.append(f"loss {loss:.4g}")
         rate = self._rate()
         if rate:
-            parts.append(f"{rate:.3g} {self._unit}/s")
+            parts.append(f"{rate:,.0f} {self._unit}/s" if rate >= 1000 else f"{rate:.3g} {self._unit}/s")
         return ", ".join(parts)
 
     def _rate(self) -> float | None:
