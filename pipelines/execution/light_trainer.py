@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ LOG = "ray_train.log"
 
 
 def light_trainer(folder: Path) -> type:
-    """`TorchTrainer` whose controller runs in this process, in the thread that calls `fit`; it notes in `folder`."""
+    """`TorchTrainer` whose controller runs in this process, in the thread that calls `fit`; it notes in `folder`.
+
+    Its `abandon` ends a `fit` that nobody waits for any more.
+    """
     import ray
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.execution.controller import TrainController
@@ -63,6 +66,14 @@ def light_trainer(folder: Path) -> type:
         def _cancel_resource_request(self) -> None: ...
 
     class LightTrainer(TorchTrainer):
+        _cancel: Callable[[], object] | None = None
+
+        def abandon(self) -> None:
+            """From another thread: have `fit` end soon. A controller that calls a Ray that is gone ends the process."""
+            if self._cancel is not None:
+                with suppress(RuntimeError):  # it has just ended by itself
+                    self._cancel()
+
         def _create_default_callbacks(self) -> list:
             made = super()._create_default_callbacks()  # type: ignore[misc]
             return [c for c in made if type(c).__name__ not in UNUSED_CALLBACKS]
@@ -72,8 +83,14 @@ def light_trainer(folder: Path) -> type:
                 scaling_policy = Fixed(scaling_policy.scaling_config)
             with _said_in(folder / LOG):
                 controller = Controller(scaling_policy=scaling_policy, **given)
-                asyncio.run(controller.run())
+                asyncio.run(self._followed(controller))
                 return controller.get_result()
+
+        async def _followed(self, controller: TrainController) -> None:
+            running = asyncio.ensure_future(controller.run())
+            loop = asyncio.get_running_loop()
+            self._cancel = lambda: loop.call_soon_threadsafe(running.cancel)
+            await running
 
     return LightTrainer
 

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 FAILURES_FORGIVEN = 3
 """A worker that dies is replaced and goes on from the last checkpoint, this many times a run."""
 
+_ABANDONED_SECONDS = 5.0
+"""For a controller that is told to end to notice it."""
+
 FAILURES_FORGIVEN_ON_CLUSTERS = 20
 """More where there are more machines to lose, and more days to lose them in."""
 
@@ -192,6 +195,8 @@ def _run_on_ray(job: TrainingJob, runtime: RuntimeConfig, progress: TrainingProg
                 raise
             raise _explain(error, folder, folder / "ray_logs") from error
         finally:
+            trainer.abandon()
+            fit.wait(_ABANDONED_SECONDS)
             has_stopped()
     return result_or_error(outcome)
 
@@ -261,6 +266,10 @@ class InThread:
             self._error = error
         finally:
             self._done.set()
+
+    def wait(self, seconds: float) -> None:
+        """Until the call has ended, in whatever way, but no longer than so many seconds."""
+        self._done.wait(seconds)
 
     def result(self, meanwhile: Callable[[], None] = lambda: None) -> Any:
         """What the call returns or raises; until then `meanwhile` is called, which may raise as well."""

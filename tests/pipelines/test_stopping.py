@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from pipelines.execution.light_trainer import light_trainer
+from pipelines.execution.ray_train import InThread
 
 PROGRAM = """
 import contextlib, pathlib, signal, sys, time
@@ -36,3 +41,28 @@ def test_the_stop_file_of_a_job_ends_a_stage_that_does_not_train(
         assert process.stdout.readline() == "ready\n"
         stop_file.touch()
         assert process.wait(timeout=60) == status
+
+
+class Waiting:
+    """A controller of Ray Train that waits for its workers."""
+
+    begun = False
+
+    async def run(self) -> None:
+        self.begun = True
+        while True:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.ray  # only imported
+def test_a_training_that_is_abandoned_leaves_no_controller_that_calls_ray(tmp_path: Path) -> None:
+    trainer: Any = object.__new__(light_trainer(tmp_path))
+    trainer.abandon()  # nothing has begun
+    controller = Waiting()
+    fit = InThread(lambda: asyncio.run(trainer._followed(controller)))
+    while not controller.begun:
+        fit.wait(0.01)
+    trainer.abandon()
+    with pytest.raises(asyncio.CancelledError):
+        fit.result()
+    trainer.abandon()  # it is over
