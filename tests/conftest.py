@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import sys
 from collections.abc import Callable
@@ -42,8 +43,11 @@ _FOREIGN_SETTINGS = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread in this process too, whatever OMP_NUM_THREADS was."""
+    """One thread in this process too, whatever OMP_NUM_THREADS was; no signal ignored, as under nohup or in a job."""
     torch.set_num_threads(1)
+    for signum, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, usual)
 
 
 SLOW = ("browser", "compiler", "postgres", "ray", "slurm")

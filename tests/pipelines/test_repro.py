@@ -63,7 +63,9 @@ class Project:
         for process in self._started:
             if process.poll() is None:
                 process.kill()
-            process.communicate()
+            assert process.stdout is not None
+            process.stdout.close()  # a stage that is left may hold the other end
+            process.wait()
 
     def log(self) -> list[list[str]]:
         path = self.root / "log"

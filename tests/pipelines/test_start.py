@@ -60,9 +60,6 @@ def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path: Path, loaded: 
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored where the tests run in the background
     )
     deadline = time.monotonic() + 100
     while loaded not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:
