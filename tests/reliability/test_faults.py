@@ -199,7 +199,8 @@ def test_the_newest_checkpoint_is_damaged(lab: Lab, undisturbed: str, told: Call
     lab.goes_on(again, before)
     seconds = time.monotonic() - began
     output = lab.finish(again)
-    line = f"damaged checkpoint: {newest.name} (kept as {newest.name}.damaged); going on from step {before}"
+    start = f"step {before}" if before else "the beginning"  # where the first one was the newest
+    line = f"damaged checkpoint: {newest.name} (kept as {newest.name}.damaged); going on from {start}"
     assert line in output
     assert lab.model() == undisturbed
     told(f"checkpoint {damage}", lost=reached - before, seconds=seconds, same=True, then="from the one before, said so")
