@@ -40,21 +40,17 @@ def generate(
     MODEL is a model folder, an output of the pipeline, or an MLflow model URI. Image i of a seed is the same whatever
     the number of workers; interrupted, the same command goes on. Tools that measure FID read what comes out.
     """
-    from ayf_core.errors import AyfError
-    from pipelines.settings.places import project_root
+    from pipelines.settings.places import find_project
     from pipelines.settings.runtime import RuntimeConfig, load_runtime
     from pipelines.stages.generate import generate as draw
 
-    try:
-        root = project_root()
-        runtime = load_runtime(root)
-    except AyfError:
-        # A model folder needs no project around it.
-        root, runtime = Path.cwd(), RuntimeConfig(mode="inline")
+    # A model folder needs no project around it.
+    project = find_project(Path.cwd())
+    runtime = RuntimeConfig(mode="inline") if project is None else load_runtime(project)
     try:
         how = draw(
             model,
-            root,
+            project or Path.cwd(),
             runtime,
             out,
             count=count,

@@ -84,15 +84,11 @@ def sample(
     that `ayf tune-sampling` stored with it for this number of steps are used; without, steps are uniform and
     deterministic, with the least λ that the model learnt.
     """
-    from ayf_core.errors import AyfError
-    from pipelines.settings.places import project_root
+    from pipelines.settings.places import find_project
     from pipelines.stages.sampling import sample_grid
 
-    try:
-        root = project_root()
-    except AyfError:
-        # A model folder needs no project around it.
-        root = Path.cwd()
+    # A model folder needs no project around it.
+    root = find_project(Path.cwd()) or Path.cwd()
     how = sample_grid(
         model,
         root,

@@ -21,8 +21,17 @@ def project_root(start: Path | None = None) -> Path:
     Raises:
         AyfError: neither the folder nor any above it holds a project.
     """
-    start = (start or Path.cwd()).resolve()
+    start = start or Path.cwd()
+    found = find_project(start)
+    if found is None:
+        raise AyfError(f"no project in {start.resolve()} or above it: change into the project's folder")
+    return found
+
+
+def find_project(start: Path) -> Path | None:
+    """The project that `start` lies in, if any."""
+    start = start.resolve()
     for folder in (start, *start.parents):
         if (folder / "dvc.yaml").is_file() or (folder / "conf" / "preset").is_dir():
             return folder
-    raise AyfError(f"no project in {start} or above it: change into the project's folder")
+    return None

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from ayf_core.conditions import ClassLabels, Condition
+from ayf_core.conditions import Condition
 from ayf_core.data.latents import LatentDataset
 from ayf_core.errors import AyfError, Preempted
 from ayf_core.files import read_json, write_whole
@@ -30,6 +30,7 @@ from ayf_core.training.context import TrainingContext
 from ayf_core.velocity import Autoguidance, NetworkVelocity
 from pipelines.settings.runtime import RuntimeConfig
 from pipelines.stages.image_outputs import ImageOutput, NpzFile, output_for
+from pipelines.stages.pictures import check_labels, class_count, eight_bits
 from pipelines.stages.sampling import arguments, local_model, sampling_settings
 
 SHARD_SIZE = 256
@@ -224,7 +225,7 @@ def drawn(model: Generator, request: Request, first: int, last: int) -> np.ndarr
         raise AyfError(f"image {number} holds NaN or infinity: look at the model, or at another guidance scale")
     if x.ndim == 2:
         return x.float().cpu().numpy()
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return eight_bits(x).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def _shard(work: Path, number: int) -> Path:
@@ -232,8 +233,7 @@ def _shard(work: Path, number: int) -> Path:
 
 
 def _labels(asked: str | None, model: Generator, count: int, root: Path) -> Labels:
-    known = model.spec.conditions.get("labels")
-    classes = known.num_classes if isinstance(known, ClassLabels) else 0
+    classes = class_count(model)
     if not classes:
         if asked is not None:
             raise AyfError("the model has no classes: leave --labels out")
@@ -248,10 +248,8 @@ def _labels(asked: str | None, model: Generator, count: int, root: Path) -> Labe
         return Labels("counts", tuple(torch.bincount(labels, minlength=classes).tolist()))
     assert asked is not None
     file = Path(asked)
-    found = _read_labels(file.read_text().split() if file.is_file() else asked.split(","), asked)
-    wrong = [label for label in found if not 0 <= label < classes]
-    if wrong:
-        raise AyfError(f"label {wrong[0]} is not one of the model's classes: choose 0 to {classes - 1}")
+    found = _read_labels(asked)
+    check_labels(found, classes)
     if not file.is_file():
         return Labels("choices", tuple(found))
     if len(found) != count:
@@ -259,10 +257,11 @@ def _labels(asked: str | None, model: Generator, count: int, root: Path) -> Labe
     return Labels("given", tuple(found))
 
 
-def _read_labels(words: list[str], asked: str) -> list[int]:
+def _read_labels(asked: str) -> list[int]:
+    file = Path(asked)
     try:
-        return [int(word) for word in words]
-    except ValueError:
+        return [int(word) for word in (file.read_text().split() if file.is_file() else asked.split(","))]
+    except ValueError:  # no numbers, or no text
         raise AyfError(
             f"--labels {asked}: give {BALANCED}, {AS_DATA}, whole numbers with commas between them (3,7), or a file "
             "with a label for each image on a line of its own"
@@ -274,7 +273,8 @@ def _check(request: Request, model: Generator, form: ImageOutput, work: Path) ->
     if model.makes_points and not isinstance(form, NpzFile):
         raise AyfError(f"{request.out.name}: the model makes points, not images: name a file that ends in .npz")
     one = model.codec.decode(model.space.denormalise(torch.zeros(1, *model.spec.shape)))
-    needed = form.copies * request.count * one.numel() * (4 if model.makes_points else 1)
+    colour = max(3, one.shape[1]) / one.shape[1]  # grey may be stored as colour
+    needed = form.copies * request.count * one.numel() * (one.element_size() if model.makes_points else colour)
     work.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(work.parent).free
     if needed > free:

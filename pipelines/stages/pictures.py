@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -35,11 +35,15 @@ def grid(x: Tensor, columns: int | None = None, side: int = 40) -> Image.Image:
     height, width = x.shape[-2] * factor, x.shape[-1] * factor
     sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), (PAPER,) * 3)
     for i, image in enumerate(x):
-        pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
-        pixels = pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        pixels = eight_bits(image).expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
         tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(tile, (GAP + (i % columns) * (width + GAP), GAP + (i // columns) * (height + GAP)))
     return sheet
+
+
+def eight_bits(x: Float[Tensor, " *shape"]) -> UInt8[Tensor, " *shape"]:
+    """Images in [-1, 1] as pixels of 8 bits; what lies outside is cut off."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 def density(points: Tensor, side: int, reach: float = POINT_REACH * math.sqrt(3)) -> Image.Image:
@@ -93,13 +97,10 @@ def preview_inputs(
     Raises:
         AyfError: a label that the model does not know.
     """
-    classes = _classes(model)
+    classes = class_count(model)
     if labels is None:
         labels = range(min(classes, MOST_ROWS))
-    unknown = [label for label in labels if not 0 <= label < classes]
-    if unknown:
-        choose = f"choose 0 to {classes - 1}" if classes else "it has none, leave labels out"
-        raise AyfError(f"label {unknown[0]} is not one of the model's classes: {choose}")
+    check_labels(labels, classes)
     rows = torch.tensor(list(labels), dtype=torch.long).repeat_interleave(columns)
     count = POINTS_SHOWN if model.makes_points else len(rows) or columns**2
     noise = model.draw_noise(count, seed)
@@ -108,6 +109,15 @@ def preview_inputs(
     return noise, Condition(labels=rows[torch.arange(count) % len(rows)].to(noise.device))
 
 
-def _classes(model: Generator) -> int:
+def check_labels(labels: Iterable[int], classes: int) -> None:
+    """Raise AyfError for a label that none of so many classes has."""
+    unknown = [label for label in labels if not 0 <= label < classes]
+    if unknown:
+        choose = f"choose 0 to {classes - 1}" if classes else "it has none, leave labels out"
+        raise AyfError(f"label {unknown[0]} is not one of the model's classes: {choose}")
+
+
+def class_count(model: Generator) -> int:
+    """How many classes a model knows; 0 of one that is not conditioned on labels."""
     known = model.spec.conditions.get("labels")
     return known.num_classes if isinstance(known, ClassLabels) else 0

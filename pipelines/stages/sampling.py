@@ -51,7 +51,7 @@ def sample_grid(
     drawn = generator.sample(noise, steps, condition, generator=renoise, **arguments(generator, settings, steps))
     out.parent.mkdir(parents=True, exist_ok=True)
     grid(drawn.x, columns=count).save(out)
-    return f"{words}, {generator.rebuilt}" if generator.rebuilt else words
+    return words
 
 
 def check_picture_name(out: Path) -> None:
@@ -76,10 +76,11 @@ def sampling_settings(
     Raises:
         AyfError: settings that the model cannot take.
     """
+    weights = f", {generator.rebuilt}" if generator.rebuilt else ""
     if not generator.sampler.takes_settings:
         if gamma or time_grid:
             raise AyfError(f"the model is sampled by {generator.sampler.words}: leave --gamma and --grid out")
-        return {"guidance_scale": guidance_scale}, generator.sampler.words
+        return {"guidance_scale": guidance_scale}, f"{generator.sampler.words}{weights}"
     known = generator.untuned if untuned else generator.sampling(steps)
     changes: dict[str, Any] = {}
     if guidance_scale is not None:
@@ -91,7 +92,7 @@ def sampling_settings(
     how = dataclasses.replace(known, **changes)
     sources = [f"tuned for {steps} step{'' if steps == 1 else 's'}"] if known != generator.untuned else []
     sources += ["changed as asked"] if changes else []
-    return how.to_dict(), f"{how} ({', '.join(sources)})" if sources else str(how)
+    return how.to_dict(), f"{how} ({', '.join(sources)}){weights}" if sources else f"{how}{weights}"
 
 
 def arguments(generator: Generator, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:

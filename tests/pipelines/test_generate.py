@@ -123,12 +123,10 @@ def test_what_was_interrupted_goes_on_to_the_same_files(student: Path, tmp_path:
     with pytest.raises(Preempted):
         generating.draw({"request": request}, Worker(work / "run", stop_at=2))
     assert len(list(work.glob("shard_*"))) == 2
-    begun = {file: file.stat().st_mtime_ns for file in work.glob("shard_*/*")}
     assert not stopped.exists()
     with pytest.MonkeyPatch.context() as patch:
         calls = counted(patch)
         drawn(student, stopped)
-    assert begun
     assert calls == [(8, 10)]
     assert not work.exists()
     assert content(whole) == content(stopped)
@@ -226,6 +224,8 @@ def test_what_cannot_work_is_said_before_anything_is_drawn(
     refused(student, tmp_path, "is there already: remove it")
     refused(student, tmp_path / "a", "label 3 is not one of the model's classes: choose 0 to 2", labels="3")
     refused(student, tmp_path / "a", "give balanced, data, whole numbers with commas", labels="cats")
+    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff")
+    refused(student, tmp_path / "a", "give balanced, data, whole numbers", labels=str(tmp_path / "picture"))
     (tmp_path / "few.txt").write_text("1\n2\n")
     refused(student, tmp_path / "a", "holds 2 labels for 10 images", labels=str(tmp_path / "few.txt"))
     refused(student, tmp_path / "a", "no latents at", labels="data")
@@ -264,3 +264,13 @@ def test_the_command_outside_a_project(student: Path, tmp_path: Path, monkeypatc
         1,
         "error: found/images is there already: remove it, or name another place\n",
     )
+
+
+def test_a_runtime_that_is_not_there_is_no_reason_to_take_another(
+    student: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf").symlink_to(repository / "conf")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AYF_RUNTIME", "inlne")
+    done = invoked(str(student), "--count", "6", "--out", "images")
+    assert (done.exit_code, "did you mean inline" in done.output) == (1, True)
